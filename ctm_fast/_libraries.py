@@ -1,0 +1,47 @@
+"""The compiled libraries beside the package: what is there, what is loaded, and why one is not.
+
+``libctm_fast_ops.so`` holds the schemas and the CPU kernels, ``libctm_fast_cuda.so`` the CUDA kernels; the second is
+opened only where torch has CUDA. A library that is there and does not load is an error: falling back in silence would
+hide a broken installation.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+DIRECTORY = Path(__file__).parent / "lib"
+_FILES = {"cpu": "libctm_fast_ops.so", "cuda": "libctm_fast_cuda.so"}
+_loaded: set[str] = set()
+
+
+def load() -> None:
+    """Open the libraries that are there. Raises ImportError naming the file if one does not load."""
+    for device, file in _FILES.items():
+        path = DIRECTORY / file
+        if not path.exists() or (device == "cuda" and torch.version.cuda is None):
+            continue
+        try:
+            torch.ops.load_library(str(path))
+        except OSError as error:
+            raise ImportError(
+                f"ctm_fast: {path} does not load into torch {torch.__version__} ({error}); "
+                "rebuild it with `pip install -e .`, or delete it to run without"
+            ) from error
+        _loaded.add(device)
+
+
+def missing(device: str) -> str | None:
+    """Why there are no C++ kernels for ``device`` ("cpu" or "cuda"), in words; None where they are loaded."""
+    if device in _loaded:
+        return None
+    if device == "cuda" and torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if device not in _FILES:
+        return f"there are no C++ kernels for {device}"
+    note = DIRECTORY / "build.json"
+    if note.exists():
+        reason = json.loads(note.read_text()).get("missing", {}).get(device)
+        if reason:
+            return str(reason)
+    return f"{_FILES[device]} was not built"

@@ -1,0 +1,20 @@
+"""What can go wrong because of what a user gave: one short message each, naming argument, expectation and value.
+
+All are ``ValueError``; the command lines print the message on one line and exit with code 2.
+"""
+
+
+class ConfigError(ValueError):
+    """An option, a preset or a configuration key that does not exist or does not fit."""
+
+
+class DataError(ValueError):
+    """A data set that cannot be read or does not fit the configuration."""
+
+
+class CheckpointError(ValueError):
+    """A file of weights or of training state that is truncated, foreign or of another architecture."""
+
+
+class LevelError(ValueError):
+    """Noise levels out of order or out of range, where they are Python numbers."""

@@ -1,0 +1,6 @@
+"""The ops: tensors in, tensors out. Each has a plain PyTorch reference and fused kernels; see ``ops/_library.py``."""
+
+from ctm_fast.ops._library import serving, use_backend, use_reference
+from ctm_fast.ops.precond_combine import precond_combine
+
+__all__ = ["precond_combine", "serving", "use_backend", "use_reference"]

@@ -1,0 +1,186 @@
+"""How an op is registered, and which of its kernels serves a call.
+
+An op has up to three kernels of the same signature:
+
+``reference``
+    plain PyTorch (``ops/reference/<row>.py``), on every device; ``torch.compile`` sees through it.
+``cpp``
+    the C++ / CUDA C++ kernel behind the dispatcher, ``torch.ops.ctm_fast.<op>``; opaque to ``torch.compile``.
+``triton``
+    the Triton kernel (``ops/triton/<row>.py``), ``torch.ops.ctm_fast_triton.<op>``, a ``torch.library.triton_op``:
+    ``torch.compile`` and AOTInductor see the kernel and carry it.
+
+``SERVES`` says which of them is the default, eagerly and inside a compiled network; it follows the measurements in
+``benchmarks/results``. A kernel that is not there (no compiler, no Triton) yields to the next in the list;
+``python -m ctm_fast.report`` tells which one that is and why.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+from ctm_fast import _libraries
+
+Backend = Literal["reference", "cpp", "triton"]
+BACKENDS: tuple[Backend, ...] = ("reference", "cpp", "triton")
+DEVICES = ("cpu", "cuda")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton runs on the CPU, kernel by kernel, in NumPy: for tests."""
+
+# (device, inside torch.compile) -> op -> the kernels to use, best first. Not listed: the reference.
+# cpu: measured, benchmarks/results. cuda: not measured yet, so that a compiled network keeps the reference, which
+# Inductor fuses, except where the reference spends tens of integer operations on each random word.
+_FUSED: tuple[Backend, ...] = ("cpp", "triton")
+SERVES: dict[tuple[str, bool], dict[str, tuple[Backend, ...]]] = {
+    ("cpu", False): dict.fromkeys(
+        ("precond_input", "precond_combine", "noise_embed", "philox_words", "philox_normal", "gamma_step"), _FUSED
+    ),
+    ("cpu", True): dict.fromkeys(("philox_words", "philox_normal", "gamma_step"), _FUSED),
+    ("cuda", False): dict.fromkeys(
+        ("precond_input", "precond_combine", "noise_embed", "philox_words", "philox_normal", "gamma_step"), _FUSED
+    ),
+    ("cuda", True): dict.fromkeys(("philox_words", "philox_normal", "gamma_step"), ("triton", "cpp")),
+}
+
+_kernels: dict[str, dict[Backend, Callable[..., Any]]] = {}
+_default: dict[tuple[str, str, bool], Backend] = {}
+_forced: Backend | None = "reference" if os.environ.get("CTM_FAST_REFERENCE") == "1" else None
+
+
+def unavailable(backend: Backend, device: str) -> str | None:
+    """Why ``backend`` has no kernels for ``device`` here, in words; None where it has."""
+    if backend == "cpp":
+        return _libraries.missing(device)
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if INTERPRETED:
+            return None if device == "cpu" else "TRITON_INTERPRET=1 moves Triton to the CPU"
+        if device == "cpu":
+            return "Triton runs on a CPU only in its interpreter (TRITON_INTERPRET=1)"
+        if torch.version.cuda is None:
+            return f"torch {torch.__version__} is built without CUDA"
+    return None
+
+
+def define(
+    row: str,
+    name: str,
+    *,
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> None:
+    """Register op ``name`` of a row with whichever kernels are there.
+
+    Args:
+        row: the stem of the row's files; ``ops/reference/<row>.py`` and ``ops/triton/<row>.py`` hold functions ``name``.
+        fake: the same signature, returns empty tensors of the right shape, dtype and strides.
+        setup_context: as for ``torch.library.register_autograd``; None for an op without a gradient.
+        backward: ``backward(ops, ctx, *grads)``; ``ops`` is the namespace that served the forward pass.
+    """
+    kernels: dict[Backend, Callable[..., Any]] = {
+        "reference": getattr(importlib.import_module(f"ctm_fast.ops.reference.{row}"), name)
+    }
+    if any(unavailable("cpp", device) is None for device in DEVICES):
+        torch.library.register_fake(f"ctm_fast::{name}", fake)
+        kernels["cpp"] = getattr(torch.ops.ctm_fast, name)
+    if any(unavailable("triton", device) is None for device in DEVICES):
+        function = getattr(importlib.import_module(f"ctm_fast.ops.triton.{row}"), name)
+        if INTERPRETED:
+            op = torch.library.custom_op(f"ctm_fast_triton::{name}", function, mutates_args=())
+        else:
+            op = torch.library.triton_op(f"ctm_fast_triton::{name}", function, mutates_args=())
+        op.register_fake(fake)
+        kernels["triton"] = getattr(torch.ops.ctm_fast_triton, name)
+    if backward is not None:
+        for backend, ops in (("cpp", torch.ops.ctm_fast), ("triton", torch.ops.ctm_fast_triton)):
+            if backend in kernels:
+                torch.library.register_autograd(
+                    f"{ops.name}::{name}", _bind(backward, ops), setup_context=setup_context
+                )
+    _kernels[name] = kernels
+    for device in DEVICES:
+        for compiling in (False, True):
+            _default[name, device, compiling] = _best(name, device, compiling)
+
+
+def _bind(backward: Callable[..., Any], ops: Any) -> Callable[..., Any]:
+    return lambda ctx, *grads: backward(ops, ctx, *grads)
+
+
+def _best(name: str, device: str, compiling: bool) -> Backend:
+    if INTERPRETED and device == "cpu":
+        return "triton"
+    for backend in SERVES[device, compiling].get(name, ()):
+        if unavailable(backend, device) is None:
+            return backend
+    return "reference"
+
+
+def serving(name: str, device: str, *, compiling: bool = False) -> Backend:
+    """Which kernel serves op ``name`` on ``device`` ("cpu", "cuda", ...), eagerly or inside ``torch.compile``."""
+    if _forced is not None:
+        return _forced
+    return _default.get((name, device, compiling), "reference")
+
+
+def kernel(name: str, x: Tensor, *inputs: Tensor | None, constants: tuple[Tensor, ...] = ()) -> Callable[..., Any]:
+    """The kernel of op ``name`` that serves a call on ``x``'s device.
+
+    A fused kernel has no forward-mode derivative and none with respect to ``constants`` (noise levels): asking for
+    one raises NotImplementedError here, because the dispatcher would return zeros.
+    """
+    backend = serving(name, x.device.type, compiling=torch.compiler.is_compiling())
+    if backend == "reference":
+        return _kernels[name]["reference"]
+    for tensor in (x, *inputs, *constants):
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{name}: the {backend} kernel has no forward-mode derivative; run it under ctm_fast.ops.use_reference()"
+            )
+    for tensor in constants:
+        if tensor.requires_grad:
+            raise NotImplementedError(
+                f"{name}: the {backend} kernel has no gradient with respect to noise levels; "
+                "run it under ctm_fast.ops.use_reference()"
+            )
+    if unavailable(backend, x.device.type) is not None:
+        raise RuntimeError(
+            f"{name}: no {backend} kernel for a tensor on {x.device}: {unavailable(backend, x.device.type)}"
+        )
+    return _kernels[name][backend]
+
+
+@contextlib.contextmanager
+def use_backend(backend: Backend) -> Iterator[None]:
+    """Have ``backend`` serve every op, in the whole process, while the context is open.
+
+    For tests and benchmarks. An op that has no such kernel on the device raises RuntimeError when called.
+    Raises ValueError for a name that is not one of ``reference``, ``cpp``, ``triton``.
+    """
+    global _forced
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    previous, _forced = _forced, backend
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def use_reference() -> contextlib.AbstractContextManager[None]:
+    """Have plain PyTorch serve every op, in the whole process, while the context is open.
+
+    ``CTM_FAST_REFERENCE=1`` does the same for a whole run. The reference is differentiable in every way that PyTorch
+    is (forward mode, twice, in the noise levels), and ``torch.compile`` fuses it.
+    """
+    return use_backend("reference")
