@@ -1,20 +1,24 @@
 """What can go wrong because of what a user gave: one short message each, naming argument, expectation and value.
 
-All are ``ValueError``; the command lines print the message on one line and exit with code 2.
+The command lines print the message on one line and exit with code 2.
 """
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """The base of all of them."""
+
+
+class ConfigError(UserError):
     """An option, a preset or a configuration key that does not exist or does not fit."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set that cannot be read or does not fit the configuration."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A file of weights or of training state that is truncated, foreign or of another architecture."""
 
 
-class LevelError(ValueError):
+class LevelError(UserError):
     """Noise levels out of order or out of range, where they are Python numbers."""

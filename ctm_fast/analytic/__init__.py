@@ -1,0 +1,5 @@
+"""Worlds in which everything is known exactly: what solvers, samplers and losses are held to."""
+
+from ctm_fast.analytic.gaussian import Gaussian
+
+__all__ = ["Gaussian"]

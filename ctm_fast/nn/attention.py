@@ -1,0 +1,31 @@
+"""Self-attention over the pixels of an image."""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ctm_fast.nn.conv import Conv2d
+from ctm_fast.nn.norm import GroupNorm
+
+
+class SelfAttention(nn.Module):
+    """Norm, softmax attention, projection: the branch that a block adds to its output.
+
+    x [B, C, H, W] -> [B, C, H, W]. The output channels of ``qkv`` are three-major: all of q, all of k, all of v, each
+    head by head. Published DDPM++ networks interleave them; ``models.convert`` permutes those weights once.
+    """
+
+    def __init__(self, channels: int, *, heads: int = 1) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"heads: expected a divisor of {channels} channels, got {heads}")
+        self.heads = heads
+        self.norm2 = GroupNorm(channels)
+        self.qkv = Conv2d(channels, 3 * channels, 1, scale=0.2**0.5)
+        self.proj = Conv2d(channels, channels, 1, scale=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm2(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        attended = functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(attended.transpose(-1, -2).reshape(batch, channels, height, width))

@@ -1,0 +1,61 @@
+"""From seeds to images: the start x_T, and the sampler that fits the model."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ctm_fast.diffusion.schedule import Levels, karras_sigmas, sampler_sigmas
+from ctm_fast.models import CTM, EDMDenoiser
+from ctm_fast.ops import Stream, philox_normal
+from ctm_fast.samplers.gamma import gamma_sample
+from ctm_fast.samplers.heun import euler_sample, heun_sample
+
+
+def initial_noise(seeds: Tensor, shape: Sequence[int], levels: Levels) -> Tensor:
+    """x_T = sigma_max N(0, I): [B, *shape] float32; row b depends on seeds[b] alone."""
+    return levels.sigma_max * philox_normal(seeds, 0, shape, stream=Stream.X_T)
+
+
+def evaluations(model: CTM | EDMDenoiser, steps: int) -> int:
+    """NFE: how often :func:`generate` evaluates the network for one sample."""
+    return steps if isinstance(model, CTM) or steps == 1 else 2 * steps - 1
+
+
+@torch.no_grad()
+def generate(
+    model: CTM | EDMDenoiser,
+    levels: Levels,
+    seeds: Tensor,
+    labels: Tensor | None = None,
+    *,
+    steps: int = 1,
+    gamma: float = 0.0,
+) -> Tensor:
+    """[B, C, H, W] float32 images, not clamped.
+
+    A CTM makes ``steps`` jumps of gamma-sampling; an EDM denoiser is sampled by EDM's Heun solver at ``steps`` levels
+    (2 steps - 1 evaluations), or, at one step, by a single Euler step, which gives the mean of the data.
+
+    Args:
+        seeds: [B] int64, one stream of noise each.
+        labels: [B] class indices for a conditional model, else None.
+        gamma: of gamma-sampling; not used by an EDM denoiser.
+    """
+    net = model.net
+    x = initial_noise(seeds, (net.img_channels, net.img_resolution, net.img_resolution), levels)
+    if isinstance(model, CTM):
+        return gamma_sample(
+            lambda x, t, s: model.jump(x, t, s, labels),
+            x,
+            sampler_sigmas(steps, levels).tolist(),
+            gamma=gamma,
+            jump_renoise=lambda x, t, s, t_next, i: model.jump_renoise(x, t, s, t_next, seeds, i, labels),
+        )
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return model.denoise(x, sigma, labels)
+
+    if steps == 1:
+        return euler_sample(denoise, x, [levels.sigma_max])
+    return heun_sample(denoise, x, karras_sigmas(steps, levels).tolist())

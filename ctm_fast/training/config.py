@@ -1,0 +1,241 @@
+"""What a run is: frozen dataclasses, one table of presets, and ``--set a.b=c`` on top.
+
+Everything here changes the result of a run and is written into each of its files. What does not (device, threads,
+compilation, where it is written) is an argument of the command line.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ctm_fast.diffusion.schedule import Levels
+from ctm_fast.errors import ConfigError, LevelError
+from ctm_fast.losses.distance import DISTANCES
+from ctm_fast.models import NetworkConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: str = "digits"
+    """``digits`` (in the package), ``fashion-mnist``, or a path: see ``training/data.py``."""
+    conditional: bool = True
+    """Whether the labels condition the network."""
+    flip: bool = False
+    """Whether half of the images are mirrored."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """EDM (arXiv 2206.00364): ln sigma ~ N(p_mean, p_std^2), Adam, constant-rate EMA."""
+
+    steps: int = 1000
+    batch: int = 128
+    lr: float = 1e-3
+    ema: float = 0.995
+    p_mean: float = -1.2
+    p_std: float = 1.2
+
+
+@dataclass(frozen=True)
+class CTMConfig:
+    """CTM + DSM (arXiv 2310.02279): RAdam, an EMA that is also the target network."""
+
+    steps: int = 1000
+    batch: int = 64
+    lr: float = 4e-4
+    lr_decay: bool = False
+    """Whether the learning rate falls linearly to 0 over the steps."""
+    ema: float = 0.999
+    points: int = 18
+    """N: points of the training grid."""
+    max_solver_steps: int = 17
+    """M: the teacher takes k in 1..M Heun steps from t to u, P(k) proportional to k."""
+    distance: str = "pseudo-huber"
+    huber_c: float = 0.03
+    dsm_weight: float = 1.0
+    adaptive_layer: str = "output"
+    """Where the adaptive weight compares gradients: ``output`` (output convolution, published for CIFAR-10) or
+    ``block`` (second convolution of the last block, published for ImageNet)."""
+    uniform_to: float = 0.7
+    """DSM's second half draws its level from the first ``uniform_to`` of the schedule."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    preset: str = "digits"
+    seed: int = 0
+    sigma_data: float = 0.5
+    data: DataConfig = field(default_factory=DataConfig)
+    levels: Levels = field(default_factory=Levels)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    ctm: CTMConfig = field(default_factory=CTMConfig)
+    snapshot_every: int = 500
+    """Steps between two saves of state, snapshot and sample grid; the last step of a stage is always saved."""
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        _expect(0 <= self.seed < 2**30, "seed", "0 <= seed < 2^30", self.seed)
+        _expect(self.sigma_data > 0, "sigma_data", "a positive number", self.sigma_data)
+        _expect(self.snapshot_every > 0, "snapshot_every", "a positive number", self.snapshot_every)
+        _expect(self.log_every > 0, "log_every", "a positive number", self.log_every)
+        for name, stage in (("teacher", self.teacher), ("ctm", self.ctm)):
+            for key in ("steps", "batch", "lr"):
+                _expect(getattr(stage, key) > 0, f"{name}.{key}", "a positive number", getattr(stage, key))
+            _expect(0 <= stage.ema < 1, f"{name}.ema", "0 <= ema < 1", stage.ema)
+        _expect(
+            1 <= self.ctm.max_solver_steps < self.ctm.points,
+            "ctm.max_solver_steps",
+            f"1 <= max_solver_steps < ctm.points = {self.ctm.points}",
+            self.ctm.max_solver_steps,
+        )
+        _expect(self.ctm.distance in DISTANCES, "ctm.distance", " or ".join(DISTANCES), self.ctm.distance)
+        _expect(self.ctm.adaptive_layer in ("output", "block"), "ctm.adaptive_layer", "output or block", self.ctm.adaptive_layer)
+        _expect(0 < self.ctm.uniform_to <= 1, "ctm.uniform_to", "0 < uniform_to <= 1", self.ctm.uniform_to)
+        _expect(
+            self.data.conditional == (self.network.label_dim > 0),
+            "network.label_dim",
+            "the number of classes if data.conditional, else 0",
+            self.network.label_dim,
+        )
+
+
+PRESETS: dict[str, RunConfig] = {
+    "digits": RunConfig(
+        preset="digits",
+        sigma_data=0.75,
+        data=DataConfig(source="digits"),
+        network=NetworkConfig(
+            img_resolution=8,
+            img_channels=1,
+            label_dim=10,
+            model_channels=32,
+            channel_mult=(1, 2),
+            num_blocks=1,
+            attn_resolutions=(),
+            dropout=0.0,
+        ),
+        teacher=TeacherConfig(steps=1000, batch=128, lr=1e-3, ema=0.995),
+        ctm=CTMConfig(steps=400, batch=64, lr=1e-3, lr_decay=True, ema=0.995, points=8, max_solver_steps=7),
+    ),
+    "fashion-mnist-16": RunConfig(
+        preset="fashion-mnist-16",
+        sigma_data=0.6,
+        data=DataConfig(source="fashion-mnist", flip=True),
+        network=NetworkConfig(
+            img_resolution=16,
+            img_channels=1,
+            label_dim=10,
+            model_channels=32,
+            channel_mult=(1, 2),
+            num_blocks=1,
+            attn_resolutions=(8,),
+            dropout=0.0,
+        ),
+        teacher=TeacherConfig(steps=4000, batch=128, lr=1e-3, ema=0.998),
+        ctm=CTMConfig(steps=2000, batch=64, lr=1e-3, lr_decay=True, ema=0.998, points=10, max_solver_steps=9),
+    ),
+}
+
+
+def preset(name: str) -> RunConfig:
+    """The preset ``name``; ConfigError naming the nearest one if there is none."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset: unknown {name!r}; {_nearest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
+    """``config`` with each ``a.b=value`` applied, all at once; values are read by the type of the key.
+
+    Raises ConfigError naming the key, and the nearest one if there is none such.
+    """
+    tree = to_dict(config)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set: expected key=value, got {assignment!r}")
+        _assign(tree, config, key, text)
+    return from_dict(tree)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Plain JSON types."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
+
+
+def from_dict(tree: dict[str, Any]) -> RunConfig:
+    """The inverse of :func:`to_dict`; ConfigError for a key or a value that does not fit."""
+    config: RunConfig = _build(RunConfig, tree, "")
+    return config
+
+
+def _assign(tree: dict[str, Any], config: Any, key: str, text: str) -> None:
+    node, owner, parts = tree, config, key.split(".")
+    for part in parts[:-1]:
+        if part not in node or not isinstance(node[part], dict):
+            raise ConfigError(f"--set {key}: unknown section {part!r}; {_nearest(part, _sections(node))}")
+        node, owner = node[part], getattr(owner, part)
+    name = parts[-1]
+    if name not in node:
+        raise ConfigError(f"--set {key}: unknown key; {_nearest(key, _keys(tree))}")
+    if isinstance(node[name], dict):
+        raise ConfigError(f"--set {key}: expected a key of this section, such as {key}.{next(iter(node[name]))}")
+    node[name] = _parse(key, text, get_type_hints(type(owner))[name])
+
+
+def _parse(key: str, text: str, kind: Any) -> Any:
+    try:
+        if kind is str:
+            return text
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if get_origin(kind) is tuple:
+            return [get_args(kind)[0](item) for item in text.strip("()[]").split(",") if item.strip()]
+        return kind(text)
+    except (ValueError, KeyError) as error:
+        name = "comma-separated integers" if get_origin(kind) is tuple else kind.__name__
+        raise ConfigError(f"--set {key}: expected {name}, got {text!r}") from error
+
+
+def _build(cls: type, tree: dict[str, Any], path: str) -> Any:
+    hints = get_type_hints(cls)
+    for key in tree:
+        if key not in hints:
+            raise ConfigError(f"{path}{key}: unknown key; {_nearest(key, hints)}")
+    values = {}
+    for key, value in tree.items():
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind):
+            values[key] = _build(kind, value, f"{path}{key}.")  # type: ignore[arg-type]
+        else:
+            values[key] = tuple(value) if get_origin(kind) is tuple else value
+    try:
+        return cls(**values)
+    except LevelError as error:
+        raise ConfigError(f"{path}{error}") from error
+
+
+def _expect(holds: bool, key: str, expected: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"{key}: expected {expected}, got {value!r}")
+
+
+def _sections(node: dict[str, Any]) -> list[str]:
+    return [key for key, value in node.items() if isinstance(value, dict)]
+
+
+def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in tree.items():
+        keys += _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return keys
+
+
+def _nearest(name: str, among: Iterable[str]) -> str:
+    choices = list(among)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(choices)}"
