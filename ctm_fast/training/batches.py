@@ -32,7 +32,7 @@ class Batches:
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None]:
         """x0 [B, C, H, W] float32 in [-1, 1], labels [B] int64 or None."""
-        index = torch.from_numpy(batch_indices(len(self.dataset.images), self.batch, self.seed, step)).to(self.device)
+        index = batch_indices(len(self.dataset.images), self.batch, self.seed, step).to(self.device)
         x0 = to_float(self.dataset.images[index])
         if self.flip:
             flips = generator(self.seed, step, _FLIPS).random(self.batch) < 0.5

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, one table of presets, and ``--set a.b=c`` on top.
+"""What a run is: frozen dataclasses, and ``--set a.b=c`` on top of them.
 
 Everything here changes the result of a run and is written into each of its files. What does not (device, threads,
 compilation, where it is written) is an argument of the command line.
@@ -15,6 +15,9 @@ from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.errors import ConfigError, LevelError
 from ctm_fast.losses.distance import DISTANCES
 from ctm_fast.models import NetworkConfig
+
+
+STAGES = ("teacher", "ctm")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ class CTMConfig:
 class RunConfig:
     preset: str = "digits"
     seed: int = 0
+    stages: tuple[str, ...] = STAGES
+    teacher_file: str = ""
+    """SHA-256 of the file given as ``--teacher``; empty if the run trains its own."""
     sigma_data: float = 0.5
     data: DataConfig = field(default_factory=DataConfig)
     levels: Levels = field(default_factory=Levels)
@@ -79,6 +85,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _expect(0 <= self.seed < 2**30, "seed", "0 <= seed < 2^30", self.seed)
+        _expect(self.stages in (STAGES, STAGES[:1], STAGES[1:]), "stages", "teacher,ctm or teacher or ctm", self.stages)
         _expect(self.sigma_data > 0, "sigma_data", "a positive number", self.sigma_data)
         _expect(self.snapshot_every > 0, "snapshot_every", "a positive number", self.snapshot_every)
         _expect(self.log_every > 0, "log_every", "a positive number", self.log_every)
@@ -101,51 +108,6 @@ class RunConfig:
             "the number of classes if data.conditional, else 0",
             self.network.label_dim,
         )
-
-
-PRESETS: dict[str, RunConfig] = {
-    "digits": RunConfig(
-        preset="digits",
-        sigma_data=0.75,
-        data=DataConfig(source="digits"),
-        network=NetworkConfig(
-            img_resolution=8,
-            img_channels=1,
-            label_dim=10,
-            model_channels=32,
-            channel_mult=(1, 2),
-            num_blocks=1,
-            attn_resolutions=(),
-            dropout=0.0,
-        ),
-        teacher=TeacherConfig(steps=1000, batch=128, lr=1e-3, ema=0.995),
-        ctm=CTMConfig(steps=400, batch=64, lr=1e-3, lr_decay=True, ema=0.995, points=8, max_solver_steps=7),
-    ),
-    "fashion-mnist-16": RunConfig(
-        preset="fashion-mnist-16",
-        sigma_data=0.6,
-        data=DataConfig(source="fashion-mnist", flip=True),
-        network=NetworkConfig(
-            img_resolution=16,
-            img_channels=1,
-            label_dim=10,
-            model_channels=32,
-            channel_mult=(1, 2),
-            num_blocks=1,
-            attn_resolutions=(8,),
-            dropout=0.0,
-        ),
-        teacher=TeacherConfig(steps=4000, batch=128, lr=1e-3, ema=0.998),
-        ctm=CTMConfig(steps=2000, batch=64, lr=1e-3, lr_decay=True, ema=0.998, points=10, max_solver_steps=9),
-    ),
-}
-
-
-def preset(name: str) -> RunConfig:
-    """The preset ``name``; ConfigError naming the nearest one if there is none."""
-    if name not in PRESETS:
-        raise ConfigError(f"preset: unknown {name!r}; {_nearest(name, PRESETS)}")
-    return PRESETS[name]
 
 
 def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
@@ -177,11 +139,11 @@ def _assign(tree: dict[str, Any], config: Any, key: str, text: str) -> None:
     node, owner, parts = tree, config, key.split(".")
     for part in parts[:-1]:
         if part not in node or not isinstance(node[part], dict):
-            raise ConfigError(f"--set {key}: unknown section {part!r}; {_nearest(part, _sections(node))}")
+            raise ConfigError(f"--set {key}: unknown section {part!r}; {nearest(part, _sections(node))}")
         node, owner = node[part], getattr(owner, part)
     name = parts[-1]
     if name not in node:
-        raise ConfigError(f"--set {key}: unknown key; {_nearest(key, _keys(tree))}")
+        raise ConfigError(f"--set {key}: unknown key; {nearest(key, _keys(tree))}")
     if isinstance(node[name], dict):
         raise ConfigError(f"--set {key}: expected a key of this section, such as {key}.{next(iter(node[name]))}")
     node[name] = _parse(key, text, get_type_hints(type(owner))[name])
@@ -205,7 +167,7 @@ def _build(cls: type, tree: dict[str, Any], path: str) -> Any:
     hints = get_type_hints(cls)
     for key in tree:
         if key not in hints:
-            raise ConfigError(f"{path}{key}: unknown key; {_nearest(key, hints)}")
+            raise ConfigError(f"{path}{key}: unknown key; {nearest(key, hints)}")
     values = {}
     for key, value in tree.items():
         kind = hints[key]
@@ -235,7 +197,8 @@ def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _nearest(name: str, among: Iterable[str]) -> str:
+def nearest(name: str, among: Iterable[str]) -> str:
+    """A hint for an unknown ``name``: the closest of ``among``, or all of them."""
     choices = list(among)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(choices)}"

@@ -1,0 +1,173 @@
+"""The report of a finished run: figures, curves, and teacher and student side by side."""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctm_fast import __version__
+from ctm_fast.diffusion.images import to_float
+from ctm_fast.evaluation.classifier import accuracy, train_classifier
+from ctm_fast.evaluation.statistics import half_half_floor, pixel_frechet, within_class_variance_ratio
+from ctm_fast.models import CTM, EDMDenoiser, load_model
+from ctm_fast.pictures import line_plot, save_png
+from ctm_fast.samplers import evaluations
+from ctm_fast.training.data import ImageDataset
+from ctm_fast.training.preview import TEACHER_STEPS, samples, save_comparison
+from ctm_fast.training.run_directory import RunDirectory
+
+_COUNT = 1000
+_REAL = 10_000  # at most this many real images are compared with
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One row of the table; a figure that the data do not allow is None."""
+
+    samples: str
+    nfe: int
+    recognised: float | None
+    variance_ratio: float | None
+    frechet: float
+
+
+def write_report(run: RunDirectory, dataset: ImageDataset, teacher: Path, device: torch.device) -> None:
+    """Write report.json, the pictures and, last, report.md into the run's directory."""
+    config = run.config
+    real, labels = to_float(dataset.images[:_REAL]), None if dataset.labels is None else dataset.labels[:_REAL]
+    classifier, held_out = None, None
+    if labels is not None:
+        classifier, held_out = train_classifier(real, labels, num_classes=dataset.num_classes, seed=config.seed)
+
+    def figures(name: str, model: CTM | EDMDenoiser, steps: int) -> Figures:
+        images, asked = samples(model, config, _COUNT, steps=steps)
+        return _figures(name, evaluations(model, steps), to_float(images), asked, real, labels, classifier)
+
+    rows = []
+    student = None
+    teacher_model = load_model(teacher, device=device)[0]
+    assert isinstance(teacher_model, EDMDenoiser)
+    if "ctm" in config.stages:
+        student = load_model(run.snapshot("ctm", config.ctm.steps), device=device)[0]
+        assert isinstance(student, CTM)
+        rows += [figures("CTM", student, 1), figures("CTM", student, 2)]
+        save_comparison(teacher_model, student, config, run.path / "samples.png")
+    rows += [figures("teacher, Heun", teacher_model, TEACHER_STEPS), figures("teacher, one Euler step", teacher_model, 1)]
+
+    stats = run.stats()
+    for stage in config.stages:
+        _save_curves(run, stats, stage)
+    summary = {
+        "ctm_fast": __version__,
+        "preset": config.preset,
+        "seed": config.seed,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device}",
+        "samples": _COUNT,
+        "classifier_held_out_accuracy": held_out,
+        "frechet_floor": half_half_floor(real, config.seed),
+        "rows": [vars(row) for row in rows],
+        "stages": {stage: _stage_summary(stats, stage) for stage in config.stages},
+    }
+    run.write_json("report.json", summary)
+    run.write_text("report.md", _markdown(summary, rows, dataset, student is not None))
+
+
+def _figures(
+    name: str,
+    nfe: int,
+    images: Tensor,
+    asked: Tensor | None,
+    real: Tensor,
+    labels: Tensor | None,
+    classifier: torch.nn.Module | None,
+) -> Figures:
+    conditional = asked is not None and labels is not None and classifier is not None
+    return Figures(
+        samples=name,
+        nfe=nfe,
+        recognised=accuracy(classifier, images, asked) if conditional else None,  # type: ignore[arg-type]
+        variance_ratio=within_class_variance_ratio(images, asked, real, labels) if conditional else None,  # type: ignore[arg-type]
+        frechet=pixel_frechet(images, real),
+    )
+
+
+def _stage_summary(stats: list[dict[str, Any]], stage: str) -> dict[str, Any]:
+    lines = [line for line in stats if line["stage"] == stage]
+    steps = [line for line in lines if "seconds" in line]
+    seconds = sum(line["seconds"] for line in steps)
+    in_teacher = sum(line.get("teacher_seconds", 0.0) for line in steps)
+    rates = sorted(line["images_per_second"] for line in steps)
+    return {
+        "steps": max((line["step"] for line in steps), default=0),
+        "seconds": seconds,
+        "images_per_second_median": rates[len(rates) // 2] if rates else None,
+        "teacher_share": in_teacher / seconds if in_teacher else None,
+        "compile": [line["compile"] for line in lines if "compile" in line],
+    }
+
+
+def _save_curves(run: RunDirectory, stats: list[dict[str, Any]], stage: str) -> None:
+    lines = [line for line in stats if line["stage"] == stage and "seconds" in line]
+    names = [name for name in ("loss", "ctm_loss", "dsm_loss") if lines and name in lines[0]]
+    steps = [line["step"] for line in lines]
+    curves = {name: (steps, [line[name] for line in lines]) for name in names}
+    picture = line_plot(curves, title=f"{run.config.preset}: {stage}", xlabel="step", ylabel="loss", log_y=True)
+    save_png(picture, run.path / f"loss-{stage}.png")
+
+
+def _markdown(summary: dict[str, Any], rows: list[Figures], dataset: ImageDataset, student: bool) -> str:
+    lines = [
+        f"# {summary['preset']}, seed {summary['seed']}",
+        "",
+        f"ctm_fast {summary['ctm_fast']} on {summary['machine']}. Data: {dataset.name}, {len(dataset.images)} images "
+        f"of {dataset.images.shape[-1]}x{dataset.images.shape[-1]}. It shows the method, not the quality.",
+        "",
+    ]
+    if student:
+        lines += ["Left the teacher at 35 evaluations, right the student in one step, from the same noise:", ""]
+        lines += ["![teacher and student](samples.png)", ""]
+    lines += [
+        f"{summary['samples']} samples each, classes in turn:",
+        "",
+        "| samples | NFE | recognised as asked | variance within a class, over the real | Frechet distance, pixels |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {row.samples} | {row.nfe} | {_percent(row.recognised)} | {_number(row.variance_ratio)} "
+            f"| {_number(row.frechet)} |"
+            for row in rows
+        ),
+        f"| real, half against half | | | | {_number(summary['frechet_floor'])} |",
+        "",
+    ]
+    if summary["classifier_held_out_accuracy"] is not None:
+        lines += [
+            f"Recognised by a small classifier trained on the real images (seed {summary['seed']}), which is right on "
+            f"{_percent(summary['classifier_held_out_accuracy'])} of those held out. A denoiser's class means would have "
+            "a variance ratio near 0. The Frechet distance compares the Gaussians of the pixels; it is not an FID.",
+            "",
+        ]
+    for stage, figures in summary["stages"].items():
+        lines += [f"## {stage}", "", f"{figures['steps']} steps in {figures['seconds']:.0f} s, "]
+        lines[-1] += f"{figures['images_per_second_median'] or 0:.0f} images/s (median)."
+        if figures["teacher_share"] is not None:
+            lines[-1] += f" {_percent(figures['teacher_share'])} of the time went into the teacher."
+        for report in figures["compile"]:
+            lines += [
+                "",
+                f"--compile: {report['eager']:.0f} images/s without, {report['compiled']:.0f} with "
+                f"({', '.join(report['regions'])}); {report['compile_seconds']:.1f} s to compile, "
+                + (f"paid back after {report['break_even']} steps." if report["break_even"] else "not paid back here."),
+            ]
+        lines += ["", f"![loss of {stage}](loss-{stage}.png)", ""]
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

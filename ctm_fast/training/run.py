@@ -1,0 +1,145 @@
+"""A whole run: the teacher, its distillation, the report; from wherever the last process stopped."""
+
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ctm_fast.errors import CheckpointError, ConfigError, DataError
+from ctm_fast.files import atomic_write
+from ctm_fast.models import EDMDenoiser, load_model
+from ctm_fast.training.compile_report import measure
+from ctm_fast.training.config import RunConfig
+from ctm_fast.training.ctm_stage import CTMStage
+from ctm_fast.training.data import ImageDataset, load_dataset
+from ctm_fast.training.loop import run_stage
+from ctm_fast.training.regions import Regions
+from ctm_fast.training.report import write_report
+from ctm_fast.training.run_directory import RunDirectory
+from ctm_fast.training.stage import Stage
+from ctm_fast.training.teacher_stage import TeacherStage
+
+
+def train(
+    config: RunConfig, outdir: Path, device: torch.device, *, compile: bool = False, teacher: Path | None = None
+) -> Path:
+    """Run ``config`` in ``outdir`` and return the run's directory; an unfinished run of the same config is continued.
+
+    Args:
+        config: what to do; see :class:`~ctm_fast.training.config.RunConfig`.
+        device: where.
+        compile: whether the regions that pay are compiled; what it buys is logged.
+        teacher: an EDM model of :func:`ctm_fast.models.save_model` to distil, for ``stages == ("ctm",)``.
+
+    Raises DataError, ConfigError or CheckpointError before anything is written.
+    """
+    dataset = _dataset(config)
+    if teacher is not None:
+        config = replace(config, teacher_file=hashlib.sha256(_bytes(teacher)).hexdigest())
+        load_teacher(teacher, config)
+    elif "teacher" not in config.stages:
+        raise ConfigError("--teacher: expected the teacher's .safetensors for --stage ctm, got none")
+    run = RunDirectory.open(outdir, config)
+    if run.finished:
+        print(f"{run.path}: already finished; {run.path / 'report.md'}")
+        return run.path
+    if teacher is not None:
+        _copy(teacher, run.path / "teacher.safetensors")
+
+    dataset = _to(dataset, device)
+    state = run.load_state()
+    done = {state["stage"]: state["step"]} if state else {}
+    if state and state["stage"] == "ctm":
+        done["teacher"] = config.teacher.steps
+    run.rewind_stats(done)
+    print(f"{run.path}: " + (f"going on after step {state['step']} of {state['stage']}" if state else "starting"))
+    for name in config.stages:
+        start = done.get(name, 0)
+        if start >= _steps(config, name):
+            continue
+        regions = Regions(compile=compile, device=device)
+        stage = _stage(name, config, dataset, device, regions, run)
+        if state and state["stage"] == name:
+            stage.load_state(state["weights"])
+        _compile(stage, regions, run, start)
+        run_stage(stage, run, regions.timer, start)
+    write_report(run, dataset, teacher_path(run), device)
+    print(f"{run.path / 'report.md'}")
+    return run.path
+
+
+def load_teacher(path: Path, config: RunConfig) -> EDMDenoiser:
+    """The EDM model in ``path``; CheckpointError unless it is one and fits ``config``."""
+    model, metadata = load_model(path)
+    if not isinstance(model, EDMDenoiser):
+        raise CheckpointError(f"{path}: expected an EDM teacher, got a CTM")
+    for key, expected, got in (
+        ("network", config.network, metadata["network"]),
+        ("sigma_data", config.sigma_data, model.sigma_data),
+    ):
+        if expected != got:
+            raise CheckpointError(f"{path}: {key} does not fit the configuration: expected {expected}, got {got}")
+    return model
+
+
+def teacher_path(run: RunDirectory) -> Path:
+    """Where the run's teacher lies: its own last snapshot, or the copy of the one it was given."""
+    if run.config.teacher_file:
+        return run.path / "teacher.safetensors"
+    return run.snapshot("teacher", run.config.teacher.steps)
+
+
+def _copy(source: Path, destination: Path) -> None:
+    """A copy that is whole or absent."""
+    with source.open("rb") as reader:
+        atomic_write(destination, lambda file: shutil.copyfileobj(reader, file))
+
+
+def _stage(
+    name: str, config: RunConfig, dataset: ImageDataset, device: torch.device, regions: Regions, run: RunDirectory
+) -> Stage:
+    if name == "teacher":
+        return TeacherStage(config, dataset, device, regions)
+    return CTMStage(config, dataset, device, regions, load_teacher(teacher_path(run), config))
+
+
+def _compile(stage: Stage, regions: Regions, run: RunDirectory, start: int) -> None:
+    report = measure(stage, regions)
+    if report is not None:
+        print(report)
+        run.append_stats({"stage": stage.name, "step": start, "compile": vars(report)})
+
+
+def _dataset(config: RunConfig) -> ImageDataset:
+    network = config.network
+    dataset = load_dataset(
+        config.data.source,
+        resolution=network.img_resolution,
+        channels=network.img_channels,
+        labels=config.data.conditional,
+    )
+    if config.data.conditional and dataset.num_classes > network.label_dim:
+        raise DataError(
+            f"--data: expected labels below network.label_dim = {network.label_dim}, "
+            f"got {dataset.num_classes - 1} in {config.data.source}"
+        )
+    return dataset
+
+
+def _to(dataset: ImageDataset, device: torch.device) -> ImageDataset:
+    labels = None if dataset.labels is None else dataset.labels.to(device)
+    return replace(dataset, images=dataset.images.to(device), labels=labels)
+
+
+def _steps(config: RunConfig, stage: str) -> int:
+    return config.teacher.steps if stage == "teacher" else config.ctm.steps
+
+
+def _bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise CheckpointError(f"--teacher: expected a .safetensors file, found none at {path}")
+    return path.read_bytes()
+
+
