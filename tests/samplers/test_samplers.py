@@ -1,0 +1,179 @@
+"""Samplers against the published code, against Gaussian data, and their edges."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctm_fast.analytic import Gaussian
+from ctm_fast.diffusion.schedule import sampler_sigmas
+from ctm_fast.errors import LevelError
+from ctm_fast.models import CTM
+from ctm_fast.ops import gamma_step, precond_combine
+from ctm_fast.samplers import euler_sample, gamma_sample, heun_sample, renoise_levels, renoise_with
+from tests.golden import Golden, assert_agree
+from tests.worlds import rotated_gaussian
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden("cifar/samplers.npz")
+
+
+@pytest.fixture(scope="module")
+def model(golden: Golden) -> CTM:
+    return CTM(golden.network("w"), golden.meta["sigma_data"]).eval()
+
+
+@pytest.mark.parametrize(
+    ("key", "gamma", "steps"),
+    [
+        ("exact_1", 0.0, 1),
+        ("exact_2", 0.0, 2),
+        ("exact_4", 0.0, 4),
+        ("gamma_0.3_4", 0.3, 4),
+        ("gamma_0.7_4", 0.7, 4),
+        ("cm_4", 1.0, 4),
+    ],
+)
+@torch.no_grad()
+def test_gamma_sampling_of_the_published_code(golden: Golden, model: CTM, key: str, gamma: float, steps: int) -> None:
+    labels = golden["y"]
+    calls = []
+
+    def jump(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        calls.append((t, s))
+        return model.jump(x, t, s, labels)
+
+    sample = gamma_sample(
+        jump,
+        golden["x_T"],
+        sampler_sigmas(steps).tolist(),
+        gamma=gamma,
+        jump_renoise=renoise_with(jump, lambda i, x: golden["z"][i]),
+    )
+    assert len(calls) == steps
+    assert_agree(sample, golden[key])
+
+
+@torch.no_grad()
+def test_heun_of_the_published_code(golden: Golden, model: CTM) -> None:
+    from ctm_fast.diffusion.schedule import karras_sigmas
+
+    sample = heun_sample(
+        lambda x, sigma: model.denoise(x, sigma, golden["y"]), golden["x_T"], karras_sigmas(5).tolist()
+    )
+    assert_agree(sample, golden["heun_5"])
+
+
+def exact_jump(world: Gaussian) -> object:
+    def jump(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return precond_combine(x, world.raw(x, t, s, sigma_data=0.5), t, s, sigma_data=0.5)
+
+    return jump
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("isotropic", [True, False])
+def test_gamma_sampling_keeps_the_marginal_of_gaussian_data(gamma: float, isotropic: bool) -> None:
+    """Exact F*, noise of gamma_step: mean and covariance of 20,000 samples within 5 standard errors."""
+    shape = (1, 2, 2)
+    world = Gaussian.isotropic(0.5, shape) if isotropic else rotated_gaussian(shape)
+    n = 20_000
+    x_T = world.sample(n, torch.Generator().manual_seed(0), level=80.0).float()
+    seeds = torch.arange(n)
+
+    def jump_renoise(x: Tensor, t: Tensor, s: Tensor, t_next: Tensor, i: int) -> Tensor:
+        return gamma_step(x, world.raw(x, t, s, sigma_data=0.5), t, s, t_next, seeds, i, sigma_data=0.5)
+
+    x = gamma_sample(
+        exact_jump(world), x_T, sampler_sigmas(4).tolist(), gamma=gamma, jump_renoise=jump_renoise  # type: ignore[arg-type]
+    )
+    flat = x.double().flatten(1)
+    expected = world.basis @ torch.diag(world.variances + 0.002**2) @ world.basis.T
+    deviation = (flat.mean(0) - world.mean).abs() / (expected.diagonal() / n).sqrt()
+    assert deviation.max() < 5
+    products = expected.diagonal()[:, None] * expected.diagonal()[None, :]
+    standard_error = ((products + expected.square()) / n).sqrt()
+    assert ((torch.cov(flat.T) - expected).abs() / standard_error).max() < 5
+
+
+def test_renoise_levels() -> None:
+    sigmas = sampler_sigmas(4).tolist()
+    assert renoise_levels(sigmas, 0.0) == sigmas[1:]
+    assert renoise_levels(sigmas, 1.0) == [sigmas[-1]] * 4
+    between = renoise_levels(sigmas, 0.5)
+    assert between[0] == pytest.approx(math.sqrt(0.75) * (sigmas[1] - 0.002) + 0.002)
+    assert all(s >= sigmas[-1] for gamma in (0.1, 0.5, 0.9, 0.999) for s in renoise_levels(sigmas, gamma))
+    assert between[-1] == sigmas[-1]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.4, 1.0])
+def test_the_network_never_sees_a_level_below_sigma_min(gamma: float) -> None:
+    seen = []
+
+    def jump(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        seen.extend([t, s])
+        return x
+
+    gamma_sample(
+        jump,
+        torch.zeros(1, 1, 2, 2),
+        sampler_sigmas(5).tolist(),
+        gamma=gamma,
+        jump_renoise=renoise_with(jump, lambda i, x: torch.randn_like(x)),
+    )
+    assert min(float(level) for level in seen) >= torch.tensor(0.002).item()
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.1, math.nan])
+def test_gamma_out_of_range(gamma: float) -> None:
+    with pytest.raises(LevelError, match="gamma: expected 0 <= gamma <= 1"):
+        renoise_levels([80.0, 0.002], gamma)
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "message"),
+    [
+        ([80.0], "at least 2"),
+        ([0.002, 80.0], "strictly decreasing"),
+        ([80.0, 80.0, 0.002], "strictly decreasing"),
+        ([80.0, 0.0], "positive"),
+        ([80.0, math.nan], "finite"),
+        ([math.inf, 1.0], "finite"),
+    ],
+)
+def test_levels_out_of_order(sigmas: list[float], message: str) -> None:
+    def untouched(*args: object) -> Tensor:
+        raise AssertionError("work was done before the levels were checked")
+
+    x = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(LevelError, match=message):
+        gamma_sample(untouched, x, sigmas)
+    with pytest.raises(LevelError, match=message):
+        heun_sample(untouched, x, sigmas)
+
+
+def test_one_euler_step_is_the_denoiser() -> None:
+    world = rotated_gaussian((1, 2, 2))
+    x = world.sample(3, torch.Generator().manual_seed(0), level=80.0)
+    expected = world.denoise(x, torch.full((3,), 80.0))
+    torch.testing.assert_close(euler_sample(world.denoise, x, [80.0]), expected)
+
+
+def test_heun_samples_gaussian_data() -> None:
+    world = rotated_gaussian((1, 2, 2))
+    from ctm_fast.diffusion.schedule import karras_sigmas
+
+    x = world.sample(6, torch.Generator().manual_seed(0), level=80.0)
+    steps = []
+    sampled = heun_sample(world.denoise, x, karras_sigmas(60).tolist(), callback=lambda i, x: steps.append(i))
+    exact = world.jump(x, torch.full((6,), 80.0), torch.zeros(6))
+    assert steps == list(range(60))
+    torch.testing.assert_close(sampled, exact, rtol=0, atol=5e-3)
+
+
+def test_renoising_needs_a_source_of_noise() -> None:
+    with pytest.raises(ValueError, match="jump_renoise: expected a callable for gamma = 0.5"):
+        gamma_sample(lambda x, t, s: x, torch.zeros(1, 1, 2, 2), [80.0, 1.0, 0.002], gamma=0.5)
