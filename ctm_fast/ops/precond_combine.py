@@ -35,7 +35,7 @@ def precond_combine(x: Tensor, F_x: Tensor, t: Tensor, s: Tensor, *, sigma_data:
     check("s", s, like=x, shape=x.shape[:1])
     serve = kernel("precond_combine", x, F_x, constants=(t, s))
     x = dense(x)
-    return serve(x, same_format(F_x, x), t, s, sigma_data)
+    return serve(x, same_format(F_x, x), t.contiguous(), s.contiguous(), sigma_data)
 
 
 def _fake(x: Tensor, F_x: Tensor, t: Tensor, s: Tensor, sigma_data: float) -> Tensor:
