@@ -167,7 +167,9 @@ def test_one_schema(name: str) -> None:
     row = next(row for row in rows() if row in ctm_fast.ops.__all__ and hasattr(_module("triton", row), name))
     declared = normal(schemas()[name])
     assert normal(name + torch.library.infer_schema(getattr(_module("triton", row), name), mutates_args=())) == declared
-    assert normal(name + torch.library.infer_schema(getattr(_module("reference", row), name), mutates_args=())) == declared
+    assert (
+        normal(name + torch.library.infer_schema(getattr(_module("reference", row), name), mutates_args=())) == declared
+    )
     if any(_library.unavailable("cpp", device) is None for device in _library.DEVICES):
         assert normal(str(getattr(torch.ops.ctm_fast, name).default._schema).removeprefix("ctm_fast::")) == declared
 

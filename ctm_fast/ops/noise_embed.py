@@ -21,7 +21,7 @@ def noise_frequencies(channels: int, *, endpoint: bool, max_period: float = 1000
 
     Args:
         channels: width of the embedding, even.
-        endpoint: n = channels / 2 - 1, so that the last frequency is 1 / max_period (DDPM++); else n = channels / 2 (ADM).
+        endpoint: n = channels / 2 - 1, so that the last frequency is 1 / max_period (DDPM++); else channels / 2 (ADM).
         max_period: ratio of the largest frequency, 1, to the smallest.
 
     Returns:

@@ -59,9 +59,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     t, s = ctx.saved_tensors
     need_x, need_F = ctx.needs_input_grad[:2]
-    grad_x, grad_F = ops.precond_combine_backward(
-        dense(grad), t, s, ctx.sigma_data, ctx.F_dtype, need_x, need_F
-    )
+    grad_x, grad_F = ops.precond_combine_backward(dense(grad), t, s, ctx.sigma_data, ctx.F_dtype, need_x, need_F)
     return grad_x if need_x else None, grad_F if need_F else None, None, None, None
 
 

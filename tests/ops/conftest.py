@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from harness import Serving
 
 from ctm_fast.ops._library import BACKENDS, Backend, unavailable, use_backend
+from tests.ops.harness import Serving
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -1,10 +1,10 @@
 """What is asked of every op, once. A row's test file derives a class from these and adds the op's own properties.
 
-    class TestPrecondInput(Gradients, Images, Op): ...
+    class TestPrecondInput(Gradients, Images): ...
 
-``Op`` asks for values, hygiene, registration, compilation and messages; ``Images`` for memory formats; ``Gradients`` for
-derivatives. The inputs are a dict of keyword arguments of the public function, made on the CPU by ``inputs``; the truth
-is ``exact``, the paper's formula in float64 as the test file writes it, never the code under test.
+``Op`` asks for values, hygiene, registration, compilation and messages; ``Images`` for memory formats besides,
+``Gradients`` for derivatives. The inputs are a dict of keyword arguments of the public function, made on the CPU by
+``inputs``; the truth is ``exact``, the paper's formula in float64 as the test file writes it, never the code under test.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ SHAPES = [
 """[B, C, H, W]: what kernels get wrong at their edges."""
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8 + 2e-6, torch.float16: 2**-11 + 2e-6}
-"""Largest error over the largest value of the sample: half an ulp of the dtype stored, beside that of float32 inside."""
+"""Largest error over the largest value of the sample: half an ulp of the dtype stored, and what float32 loses."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,9 @@ class Op:
         for name, tensor in before.items():
             assert torch.equal(inputs[name], tensor), f"{name} was modified"
             for output in found:
-                assert output.untyped_storage().data_ptr() != inputs[name].untyped_storage().data_ptr(), f"{name} aliased"
+                assert output.untyped_storage().data_ptr() != inputs[name].untyped_storage().data_ptr(), (
+                    f"{name} aliased"
+                )
 
     def test_threads(self, generator: torch.Generator, serving: Serving) -> None:
         """Neither the number of threads nor where they divide the work is seen in a result."""
@@ -162,7 +164,7 @@ class Op:
         assert all(map(torch.equal, one, outputs(self.op(**inputs))))
 
     def test_opcheck(self, fused: Serving, generator: torch.Generator) -> None:
-        """Schema, fake, autograd registration and AOT dispatch of every op that the public function and its gradient call."""
+        """Schema, fake, autograd registration and AOT dispatch of every op that the function and its gradient call."""
         inputs = on(self.inputs((3, 3, 5, 7), torch.float32, generator), fused.device)
         with _Recorder() as recorder:
             for output in outputs(self.op(**inputs)):
@@ -209,10 +211,14 @@ class Op:
         inputs = on(self.inputs((3, 3, 5, 7), torch.float32, generator), serving.device)
         for name, tensor in tensors(inputs).items():
             self.check_error(inputs | {name: [1.0]}, TypeError, f"^{name}: expected a tensor, got list$")
-            self.check_error(inputs | {name: tensor.detach().bool()}, TypeError, f"^{name}: expected dtype .*, got bool$")
+            self.check_error(
+                inputs | {name: tensor.detach().bool()}, TypeError, f"^{name}: expected dtype .*, got bool$"
+            )
             self.check_error(inputs | {name: tensor.detach()[None]}, ValueError, f"^{name}: expected shape .*, got ")
             if name != self.anchor:
-                self.check_error(inputs | {name: tensor.detach().to("meta")}, ValueError, f"^{name}: expected device .*meta$")
+                self.check_error(
+                    inputs | {name: tensor.detach().to("meta")}, ValueError, f"^{name}: expected device .*meta$"
+                )
 
     def test_no_kernel(self, fused: Serving, generator: torch.Generator) -> None:
         """A forced kernel that a device lacks is an error, not a fallback."""
@@ -237,7 +243,8 @@ class Images(Op):
             if tensor.dim() == 4:
                 inputs[name] = tensor.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
         for output in self.check_values(inputs, serving):
-            assert output.is_contiguous(memory_format=torch.channels_last) and not output.is_contiguous()
+            assert output.is_contiguous(memory_format=torch.channels_last)
+            assert not output.is_contiguous()
 
     @pytest.mark.parametrize("spoil", ["transposed", "strided", "expanded", "mixed"])
     def test_strides(self, serving: Serving, spoil: str, generator: torch.Generator) -> None:
@@ -295,9 +302,7 @@ class Gradients(Op):
             assert all(v.grad is None for key, v in tensors(actual).items() if key != name)
 
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-    def test_gradient_layouts(
-        self, serving: Serving, layout: torch.memory_format, generator: torch.Generator
-    ) -> None:
+    def test_gradient_layouts(self, serving: Serving, layout: torch.memory_format, generator: torch.Generator) -> None:
         """A gradient arrives in any format, expanded ones (from a sum) included."""
         inputs = self.inputs((2, 3, 33, 37), torch.float32, generator)
         actual, exact = on(inputs, serving.device), upcast(inputs)
@@ -307,7 +312,8 @@ class Gradients(Op):
         (true * (weight.cpu().double() + 1)).sum().backward()  # type: ignore[operator]
         loss.backward()
         for one, other in zip(self.sensitive(actual), self.sensitive(exact), strict=True):
-            assert one.grad is not None and other.grad is not None
+            assert one.grad is not None
+            assert other.grad is not None
             assert_close(one.grad, other.grad, serving.tolerance(torch.float32))
         self.op(**actual).sum().backward()
 

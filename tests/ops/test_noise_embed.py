@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Inputs, Op, Serving, levels, tensors
 from torch import Tensor
 
 from ctm_fast.ops import noise_embed, noise_frequencies, use_reference
+from tests.ops.harness import Inputs, Op, Serving, levels, tensors
 
 
 class TestNoiseEmbed(Op):
@@ -24,7 +24,9 @@ class TestNoiseEmbed(Op):
     def exact(self, **inputs: Any) -> tuple[Tensor, ...]:
         scale = {"edm": 1 / 4, "adm": 250}[inputs.get("c_noise", "edm")]
         angles = [
-            torch.outer(scale * level.log(), inputs["freqs"]) for level in (inputs["t"], inputs["s"]) if level is not None
+            torch.outer(scale * level.log(), inputs["freqs"])
+            for level in (inputs["t"], inputs["s"])
+            if level is not None
         ]
         if inputs.get("order", "sin_cos") == "sin_cos":
             return tuple(torch.cat((angle.sin(), angle.cos()), dim=1) for angle in angles)
@@ -47,7 +49,8 @@ class TestNoiseEmbed(Op):
         freqs = noise_frequencies(channels, endpoint=c_noise == "edm")
         inputs = {"t": t, "s": s.clamp(min=0.002) if pair else None, "freqs": freqs, "c_noise": c_noise, "order": order}
         for features in self.check_values(inputs, serving):
-            assert features.shape == (37, channels) and features.is_contiguous()
+            assert features.shape == (37, channels)
+            assert features.is_contiguous()
 
     def test_fourier(self, serving: Serving, generator: torch.Generator) -> None:
         """Fourier features: 2 pi times normals of scale 16; angles of hundreds."""

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Gradients, Images, Inputs, Serving, levels
 from torch import Tensor
 
 from ctm_fast.ops import precond_combine
+from tests.ops.harness import Gradients, Images, Inputs, Serving, levels
 
 
 class TestPrecondCombine(Gradients, Images):

@@ -1,6 +1,5 @@
 """Noise-level embedding in Triton: one program handles one level and one block of frequencies."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
