@@ -65,24 +65,27 @@ def faults(module: str, source: str) -> list[str]:
         if isinstance(node, ast.Import):
             imported = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                found.append(f"{module}:{node.lineno}: relative import")
-            base = node.module or ""
+            base = "." * node.level + (node.module or "")
             imported = [f"ctm_fast.{alias.name}" for alias in node.names] if base == "ctm_fast" else [base]
         elif isinstance(node, ast.Name | ast.Attribute):
             name = node.id if isinstance(node, ast.Name) else node.attr
             if name in {"import_module", "__import__"} and module not in IMPORTS_BY_NAME:
-                found.append(f"{module}:{node.lineno}: import by name")
-        if imported and id(node) in inside:
-            found.append(f"{module}:{node.lineno}: import inside a function")
+                found.append(f"{module}: {name} hides what is imported")
         for other in imported:
-            if other.split(".")[0] != "ctm_fast" or other == "ctm_fast.__version__":
-                continue
-            here, there = floor(module), floor(other)
-            same_folder = module.split(".")[1:2] == other.split(".")[1:2] or here in (-1, len(FLOORS))
-            if there > here or (there == here and not same_folder):
-                found.append(f"{module}:{node.lineno}: imports {other}, which is not below it")
+            if id(node) in inside:
+                found.append(f"{module}: imports {other} inside a function")
+            if other.startswith("."):
+                found.append(f"{module}: relative import of {other}")
+            if other.split(".")[0] == "ctm_fast" and not below(other, module):
+                found.append(f"{module}: imports {other}, which is not below it")
     return found
+
+
+def below(other: str, module: str) -> bool:
+    """Whether ``module`` may import ``other``: from a lower floor, or from its own folder."""
+    here, there = floor(module), floor(other)
+    own_folder = module.split(".")[1:2] == other.split(".")[1:2] or here in (-1, len(FLOORS))
+    return there < here or (there == here and own_folder)
 
 
 def test_imports_go_down() -> None:
@@ -113,7 +116,7 @@ def test_every_folder_has_a_floor() -> None:
         ("ctm_fast.errors", "from ctm_fast.ops import noise_embed", "not below"),
         ("ctm_fast.nn.block", "from .linear import Linear", "relative"),
         ("ctm_fast.nn.block", "def f():\n    import torch", "inside a function"),
-        ("ctm_fast.nn.block", "import importlib\nimportlib.import_module('ctm_fast.train')", "by name"),
+        ("ctm_fast.nn.block", "import importlib\nimportlib.import_module('ctm_fast.train')", "hides"),
         ("ctm_fast.nn.block", "from ctm_fast.nn.linear import Linear\nfrom ctm_fast import ops, errors", None),
         ("ctm_fast.training.loop", "from ctm_fast.losses import ctm\nfrom ctm_fast.training.state import load", None),
         ("ctm_fast.train", "from ctm_fast.training import loop\nfrom ctm_fast.report import machine", None),

@@ -23,7 +23,7 @@ class TestPrecondInput(Gradients, Images):
 
     def exact(self, **inputs: Any) -> Tensor:
         x, t, sigma_data = inputs["x"], inputs["t"].view(-1, 1, 1, 1), inputs["sigma_data"]
-        return x / (t**2 + sigma_data**2).sqrt()  # type: ignore[no-any-return]
+        return x / (t**2 + sigma_data**2).sqrt()
 
     def test_unit_variance(self, serving: Serving, generator: torch.Generator) -> None:
         """Data of standard deviation sigma_data, with noise t upon it, come out with variance 1, at the default too."""
