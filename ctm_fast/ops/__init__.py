@@ -1,6 +1,17 @@
 """The ops: tensors in, tensors out. Each has a plain PyTorch reference and fused kernels; see ``ops/_library.py``."""
 
 from ctm_fast.ops._library import serving, use_backend, use_reference
+from ctm_fast.ops.gamma_step import gamma_step
+from ctm_fast.ops.philox_normal import Stream, philox_normal, philox_words
 from ctm_fast.ops.precond_combine import precond_combine
 
-__all__ = ["precond_combine", "serving", "use_backend", "use_reference"]
+__all__ = [
+    "Stream",
+    "gamma_step",
+    "philox_normal",
+    "philox_words",
+    "precond_combine",
+    "serving",
+    "use_backend",
+    "use_reference",
+]
