@@ -1,0 +1,52 @@
+// What the CUDA rows share: the stream to launch on, 128-bit loads and stores, and the grid over a batch of images.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace ctm_fast::cuda {
+
+constexpr int kThreads = 256;
+
+// The current stream of the tensor's device, on which every kernel is launched (under a DeviceGuard of that device).
+inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+// N values that a thread handles at once, in as few 128-bit transactions as they take.
+template <typename T, int N>
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
+  T values[N];
+
+  static __device__ Vector load(const T* from) { return *reinterpret_cast<const Vector*>(from); }
+  __device__ void store(T* to) const { *reinterpret_cast<Vector*>(to) = *this; }
+};
+
+// Values of 16 bytes of the narrowest type that a kernel reads or writes.
+template <typename Narrowest>
+constexpr int kVector = 16 / sizeof(Narrowest);
+
+// Whether every image of `size` elements in each of the arrays starts on a 16-byte boundary and is a whole number of
+// vectors of N; a kernel that cannot have that goes one element at a time, still coalesced.
+template <int N, typename... Pointers>
+bool vectorises(int64_t size, const Pointers*... arrays) {
+  return size % N == 0 && ((reinterpret_cast<uintptr_t>(arrays) % 16 == 0) && ...);
+}
+
+// x: blocks of kThreads over the `items` (elements or vectors) of an image; y: images, in strides of gridDim.y, which
+// the hardware limits to 65535.
+inline dim3 image_grid(int64_t batch, int64_t items) {
+  return dim3(
+      static_cast<unsigned>((items + kThreads - 1) / kThreads), static_cast<unsigned>(std::min<int64_t>(batch, 65535)));
+}
+
+}  // namespace ctm_fast::cuda
