@@ -1,4 +1,5 @@
-// The schemas of every op, once: Python, C++ programs and AOTInductor packages all find them here.
+// The schemas of every op, once: Python, C++ programs and AOTInductor packages all find them here. A step is a SymInt,
+// so that torch.compile does not compile once more at each step of a sampler.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(ctm_fast, m) {
@@ -8,9 +9,9 @@ STABLE_TORCH_LIBRARY(ctm_fast, m) {
       "precond_combine_backward(Tensor grad, Tensor t, Tensor s, float sigma_data, ScalarType F_dtype, "
       "bool need_x, bool need_F) -> (Tensor, Tensor)");
   m.def("noise_embed(Tensor t, Tensor? s, Tensor freqs, float scale, bool sin_first) -> Tensor");
-  m.def("philox_words(Tensor seeds, int step, int[] shape, int stream) -> Tensor");
-  m.def("philox_normal(Tensor seeds, int step, int[] shape, int stream, bool channels_last) -> Tensor");
+  m.def("philox_words(Tensor seeds, SymInt step, SymInt[] shape, int stream) -> Tensor");
+  m.def("philox_normal(Tensor seeds, SymInt step, SymInt[] shape, int stream, bool channels_last) -> Tensor");
   m.def(
-      "gamma_step(Tensor x, Tensor F_x, Tensor t, Tensor s, Tensor t_next, Tensor seeds, int step, "
-      "float sigma_data) -> Tensor");
+      "gamma_step(Tensor x, Tensor F_x, Tensor t, Tensor s, Tensor t_next, Tensor seeds, SymInt step, "
+      "int stream, float sigma_data) -> Tensor");
 }

@@ -1,7 +1,9 @@
 """The ops: tensors in, tensors out. Each has a plain PyTorch reference and fused kernels; see ``ops/_library.py``."""
 
 from ctm_fast.ops._library import serving, use_backend, use_reference
+from ctm_fast.ops.gamma_step import gamma_step
 from ctm_fast.ops.noise_embed import noise_embed, noise_frequencies
+from ctm_fast.ops.philox_normal import Stream, philox_normal, philox_words
 from ctm_fast.ops.precond_combine import precond_combine
 from ctm_fast.ops.precond_input import precond_input
 
@@ -10,6 +12,11 @@ __all__ = [
     "noise_frequencies",
     "precond_combine",
     "precond_input",
+    "Stream",
+    "gamma_step",
+    "philox_normal",
+    "philox_words",
+    "precond_combine",
     "serving",
     "use_backend",
     "use_reference",

@@ -1,0 +1,106 @@
+"""Counter-based normal noise in Triton: one Philox block gives four neighbours, one program makes BLOCK elements."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ctm_fast.ops.triton._launch import BLOCK, wrap_triton
+
+_TWO_PI = tl.constexpr(2 * math.pi)
+
+
+@triton.jit
+def philox_block(seed, step, stream, block):
+    """Words 0 to 3 of each of the blocks e >> 2, int64 [N]."""
+    low = block.to(tl.uint32)
+    high = (block >> 32).to(tl.uint32)
+    zero = tl.zeros_like(low)
+    return tl.philox(seed, low, high, zero + step.to(tl.uint32), zero + stream.to(tl.uint32))
+
+
+@triton.jit
+def _four(a0, a1, a2, a3):
+    """[N], [N], [N], [N] -> [N, 4]."""
+    return tl.join(tl.join(a0, a2), tl.join(a1, a3)).reshape(a0.shape[0], 4)
+
+
+@triton.jit
+def _box_muller(r0, r1):
+    u0 = ((r0 >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-8
+    u1 = ((r1 >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-8
+    radius = tl.sqrt_rn(-2.0 * tl.log(u0))
+    theta = _TWO_PI * u1
+    return radius * tl.cos(theta), radius * tl.sin(theta)
+
+
+@triton.jit
+def normal_block(seed, step, stream, block):
+    """The normals [N, 4] of the blocks e >> 2, int64 [N]."""
+    r0, r1, r2, r3 = philox_block(seed, step, stream, block)
+    n0, n1 = _box_muller(r0, r1)
+    n2, n3 = _box_muller(r2, r3)
+    return _four(n0, n1, n2, n3)
+
+
+@triton.jit
+def blocks(channels, pixels, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
+    """The blocks [BLOCK / 4] of this program, their elements' offsets [BLOCK / 4, 4] in the image, and the mask.
+
+    In channels_last neighbouring threads take neighbouring channels of the same four pixels, where a block does not
+    straddle two channels: together they then write whole lines.
+    """
+    index = tl.program_id(1).to(tl.int64) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    if CHANNELS_LAST and pixels % 4 == 0:
+        block = index % channels * (pixels // 4) + index // channels
+    else:
+        block = index
+    element = block[:, None] * 4 + tl.arange(0, 4)[None, :]
+    mask = (index[:, None] * 4 + tl.arange(0, 4)[None, :]) < channels * pixels
+    if CHANNELS_LAST:
+        offset = element % pixels * channels + element // pixels
+    else:
+        offset = element
+    return block, offset, mask
+
+
+@triton.jit(do_not_specialize=["step", "stream"])
+def _words(seeds, out, step, stream, size, BLOCK: tl.constexpr):
+    image = tl.program_id(0)
+    block, offset, mask = blocks(1, size, False, BLOCK)
+    r0, r1, r2, r3 = philox_block(tl.load(seeds + image), step, stream, block)
+    words = _four(r0, r1, r2, r3)
+    tl.store(out + image.to(tl.int64) * size + offset, words.to(tl.int64), mask=mask)
+
+
+@triton.jit(do_not_specialize=["step", "stream"])
+def _normal(seeds, out, step, stream, channels, pixels, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
+    image = tl.program_id(0)
+    block, offset, mask = blocks(channels, pixels, CHANNELS_LAST, BLOCK)
+    normal = normal_block(tl.load(seeds + image), step, stream, block)
+    tl.store(out + image.to(tl.int64) * channels * pixels + offset, normal, mask=mask)
+
+
+def philox_words(seeds: Tensor, step: int, shape: Sequence[int], stream: int) -> Tensor:
+    out = seeds.new_empty((seeds.shape[0], *shape))
+    if out.numel() == 0:
+        return out
+    size = math.prod(shape)
+    wrap_triton(_words)[(seeds.shape[0], triton.cdiv(size, BLOCK))](seeds, out, step, stream, size, BLOCK=BLOCK)
+    return out
+
+
+def philox_normal(seeds: Tensor, step: int, shape: Sequence[int], stream: int, channels_last: bool) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    out = torch.empty((seeds.shape[0], *shape), device=seeds.device, memory_format=layout)
+    if out.numel() == 0:
+        return out
+    size = math.prod(shape)
+    channels = shape[0] if channels_last else 1
+    wrap_triton(_normal)[(seeds.shape[0], triton.cdiv(size, BLOCK))](
+        seeds, out, step, stream, channels, size // channels, CHANNELS_LAST=channels_last, BLOCK=BLOCK
+    )
+    return out
