@@ -1,0 +1,1 @@
+"""Noise schedules, preconditioning, ODE steps, and the two forms of an image."""
