@@ -24,12 +24,13 @@ def test_digits_are_told_apart(digits):
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_labels_that_mean_nothing_are_not_learned(digits):
-    """The images held out are none of those trained on."""
-    images, labels = digits
-    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
-    _, held_out = train_classifier(images, shuffled, num_classes=10, seed=0, steps=200)
-    assert held_out < 0.2
+def test_the_images_held_out_are_not_trained_on():
+    """Noise with labels that mean nothing: what was trained on is known by heart, the rest guessed."""
+    images = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(100) % 10
+    module, held_out = train_classifier(images, labels, num_classes=10, seed=0, steps=200)
+    assert accuracy(module, images, labels) > 0.75
+    assert held_out < 0.4
 
 
 def test_repeatable_and_of_its_seed(digits):

@@ -1,6 +1,7 @@
 """Data sets of every form are read exactly, bad ones refused in one line, and the order of samples is as promised."""
 
 import gzip
+import io
 import json
 import pickle
 import struct
@@ -241,6 +242,15 @@ def test_a_pickle_is_never_opened(tmp_path):
     path.write_bytes(pickle.dumps(PIXELS))
     with pytest.raises(DataError, match="cannot read"):
         load_dataset(path, resolution=8, labels=True)
+
+
+def test_npz_with_an_array_that_goes_on(tmp_path):
+    array = io.BytesIO()
+    np.save(array, PIXELS)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", array.getvalue() + b"x")
+    with pytest.raises(DataError, match=r"cannot read .*: ValueError: arr_0.npy goes on after its array"):
+        load_dataset(tmp_path / "a.npz", resolution=8, labels=False)
 
 
 @pytest.mark.parametrize("form", ["npz", "zip", "idx"])
