@@ -168,11 +168,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "zip with labels missing": (
         lambda d: write_zip(d / "a.zip", {f"{i}.png": grey(8) for i in range(9)}, [["0.png", 1]]),
-        "a label for each of 9 images, got none for 8: 1.png, 2.png, 3.png$",
+        "a label for each of 9 images, got none for 8: '1.png', '2.png', '3.png'$",
     ),
     "zip with labels that are vectors": (
         lambda d: write_zip(d / "a.zip", {"0.png": grey(8)}, [["0.png", [0.5]]]),
-        r"expected integers, got \[0.5\] for 0.png",
+        r"expected integers, got \[0.5\] for '0.png'",
     ),
     "zip with a label past int64": (
         lambda d: write_zip(d / "a.zip", {"0.png": grey(8)}, [["0.png", 2**63]]),
@@ -180,20 +180,20 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "zip of mixed sizes": (
         lambda d: write_zip(d / "a.zip", {f"{i}.png": grey(8 + i // 2) for i in range(9)}, []),
-        r"expected images of 8x8x1, got 2.png \(9x9x1\), 3.png \(9x9x1\), 4.png \(10x10x1\)$",
+        r"expected images of 8x8x1, got '2.png' \(9x9x1\), '3.png' \(9x9x1\), '4.png' \(10x10x1\)$",
     ),
     "zip of mixed modes": (
         lambda d: write_zip(d / "a.zip", {"0.png": grey(8), "1.png": Image.new("RGB", (8, 8))}, []),
-        r"expected images of 8x8x1, got 1.png \(8x8x3\)",
+        r"expected images of 8x8x1, got '1.png' \(8x8x3\)",
     ),
     "zip with a palette": (
         lambda d: write_zip(d / "a.zip", {"0.png": Image.new("P", (8, 8))}, []),
-        "8-bit grey or RGB, got mode P in 0.png",
+        "8-bit grey or RGB, got mode P in '0.png'",
     ),
     "zip without images": (lambda d: write_zip(d / "a.zip", {}, []), "and dataset.json, got no image"),
     "zip with another file": (
-        lambda d: write_zip(d / "a.zip", {"0.png": grey(8), "0.bmp": grey(8)}, []),
-        "expected files .png, .jpg, .jpeg, .webp and dataset.json, got 0.bmp",
+        lambda d: write_zip(d / "a.zip", {"0.png": grey(8), "0\n.bmp": grey(8)}, []),
+        "expected files .png, .jpg, .jpeg, .webp and dataset.json, got '0\\\\n.bmp'",
     ),
     "idx of a size not made fit": (
         lambda d: write_mnist(d, np.zeros((2, 27, 27), np.uint8), np.zeros(2, np.uint8)),
@@ -250,6 +250,15 @@ def test_npz_with_an_array_that_goes_on(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("arr_0.npy", array.getvalue() + b"x")
     with pytest.raises(DataError, match=r"cannot read .*: ValueError: arr_0.npy goes on after its array"):
+        load_dataset(tmp_path / "a.npz", resolution=8, labels=False)
+
+
+def test_npz_with_a_header_that_is_no_python(tmp_path):
+    array = io.BytesIO()
+    np.save(array, PIXELS)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", array.getvalue().replace(b"}", b"("))
+    with pytest.raises(DataError, match="cannot read"):
         load_dataset(tmp_path / "a.npz", resolution=8, labels=False)
 
 
