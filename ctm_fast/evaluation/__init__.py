@@ -1,1 +1,0 @@
-"""How good samples are: statistics, and features to take them of."""
