@@ -32,12 +32,8 @@ def image_grid(images: NDArray[np.uint8], *, columns: int, scale: int = 1) -> Im
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or len(images) == 0:
         raise ValueError(
-<<<<<<< HEAD
-            f"images: expected uint8 [N, H, W, C] with N at least 1 and C 1 or 3, got {images.dtype} {list(images.shape)}"
-=======
             "images: expected uint8 [N, H, W, C] with N at least 1 and C 1 or 3, "
             f"got {images.dtype} {list(images.shape)}"
->>>>>>> 4ee7f7b573e78ed49abb83f1f878d035173b5db8
         )
     for name, value in (("columns", columns), ("scale", scale)):
         if value < 1:

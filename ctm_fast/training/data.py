@@ -7,10 +7,6 @@ import io
 import json
 import struct
 import zipfile
-<<<<<<< HEAD
-import zlib
-=======
->>>>>>> 4ee7f7b573e78ed49abb83f1f878d035173b5db8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,25 +30,6 @@ _IDX_IMAGES, _IDX_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyt
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _NAMED = 3  # how many offending files a message names
 
-<<<<<<< HEAD
-# What NumPy, zipfile, gzip, json and Pillow raise on broken bytes.
-_BROKEN = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    SyntaxError,
-    RuntimeError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    Image.DecompressionBombError,
-)
-
-=======
->>>>>>> 4ee7f7b573e78ed49abb83f1f878d035173b5db8
 Pixels = NDArray[np.uint8]  # [N, H, W, C]
 Labels = NDArray[np.int64]  # [N]
 
@@ -190,11 +167,7 @@ def _reading(what: str | Path) -> Iterator[None]:
         yield
     except DataError:
         raise
-<<<<<<< HEAD
-    except _BROKEN as error:
-=======
     except Exception as error:  # on broken bytes they raise a dozen types, from zlib.error to tokenize.TokenError
->>>>>>> 4ee7f7b573e78ed49abb83f1f878d035173b5db8
         reason = " ".join(str(error).split())
         raise DataError(f"data: cannot read {what}: {type(error).__name__}: {reason}") from error
 
@@ -203,11 +176,7 @@ def _read_npz(path: Path, labels: bool) -> tuple[Any, Any]:
     with _reading(path), zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if "arr_0.npy" not in names:
-<<<<<<< HEAD
-            raise DataError(f"data: {path}: expected the array arr_0, got {', '.join(names[:_NAMED]) or 'none'}")
-=======
             raise DataError(f"data: {path}: expected the array arr_0, got {_named(names) or 'none'}")
->>>>>>> 4ee7f7b573e78ed49abb83f1f878d035173b5db8
         if labels and "arr_1.npy" not in names:
             raise DataError(f"labels: {path}: expected the array arr_1 for a conditional model, got only arr_0")
         return _array(archive, "arr_0.npy"), _array(archive, "arr_1.npy") if labels else None
@@ -258,13 +227,8 @@ def _read_zip(path: Path, resolution: int, labels: bool) -> tuple[Any, Any]:
         names = sorted(name for name in archive.namelist() if name != "dataset.json" and not name.endswith("/"))
         foreign = [name for name in names if Path(name).suffix.lower() not in _IMAGE_SUFFIXES]
         if foreign or not names:  # none is passed over: it may be an image under a name that did not survive
-<<<<<<< HEAD
-            got = ", ".join(foreign[:_NAMED]) or "no image"
-            raise DataError(f"data: {path}: expected files {', '.join(_IMAGE_SUFFIXES)} and dataset.json, got {got}")
-=======
             expected, got = ", ".join(_IMAGE_SUFFIXES), _named(foreign) or "no image"
             raise DataError(f"data: {path}: expected files {expected} and dataset.json, got {got}")
->>>>>>> 4ee7f7b573e78ed49abb83f1f878d035173b5db8
         classes = _zip_labels(path, archive, names) if labels else None
         return _zip_pixels(path, archive, names, resolution), classes
 
@@ -279,11 +243,7 @@ def _zip_pixels(path: Path, archive: zipfile.ZipFile, names: list[str], resoluti
         if image.shape == expected:
             pixels[i] = image
             continue
-<<<<<<< HEAD
-        misfits.append(f"{name} ({_size(image.shape)})")
-=======
         misfits.append(f"{name!r} ({_size(image.shape)})")
->>>>>>> 4ee7f7b573e78ed49abb83f1f878d035173b5db8
         if len(misfits) == _NAMED:  # a million images of the wrong size are known after three
             break
     if misfits:
@@ -293,20 +253,12 @@ def _zip_pixels(path: Path, archive: zipfile.ZipFile, names: list[str], resoluti
 
 def _decode(path: Path, archive: zipfile.ZipFile, name: str) -> Pixels:
     with (
-<<<<<<< HEAD
-        _reading(f"{path}: {name}"),
-=======
         _reading(f"{path}: {name!r}"),
->>>>>>> 4ee7f7b573e78ed49abb83f1f878d035173b5db8
         archive.open(name) as file,
         Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image,
     ):
         if image.mode not in ("L", "RGB"):
-<<<<<<< HEAD
-            raise DataError(f"data: {path}: expected 8-bit grey or RGB, got mode {image.mode} in {name}")
-=======
             raise DataError(f"data: {path}: expected 8-bit grey or RGB, got mode {image.mode} in {name!r}")
->>>>>>> 4ee7f7b573e78ed49abb83f1f878d035173b5db8
         pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
@@ -323,15 +275,9 @@ def _zip_labels(path: Path, archive: zipfile.ZipFile, names: list[str]) -> Any:
     if missing:
         raise DataError(
             f"labels: {path}: expected a label for each of {len(names)} images, "
-<<<<<<< HEAD
-            f"got none for {len(missing)}: {', '.join(missing[:_NAMED])}"
-        )
-    odd = [f"{label_of[name]!r} for {name}" for name in names if type(label_of[name]) is not int]
-=======
             f"got none for {len(missing)}: {_named(missing)}"
         )
     odd = [f"{label_of[name]!r} for {name!r}" for name in names if type(label_of[name]) is not int]
->>>>>>> 4ee7f7b573e78ed49abb83f1f878d035173b5db8
     if odd:
         raise DataError(f"labels: {path}: expected integers, got {', '.join(odd[:_NAMED])}")
     return np.array([label_of[name] for name in names])
@@ -359,11 +305,8 @@ def _check_labels(path: Path, labels: Any, n: int) -> None:
 
 def _size(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
-<<<<<<< HEAD
-=======
 
 
 def _named(names: list[str]) -> str:
     """The first few, quoted: a name may hold a line break."""
     return ", ".join(map(repr, names[:_NAMED]))
->>>>>>> 4ee7f7b573e78ed49abb83f1f878d035173b5db8

@@ -1,0 +1,1 @@
+"""How good samples are: statistics, and features to take them of."""
