@@ -20,6 +20,10 @@ import ctm_fast
 from ctm_fast import _libraries, ops
 from ctm_fast.ops import _library
 
+HAS_BUILD_INFO = importlib.util.find_spec("ctm_fast._C") is not None
+if HAS_BUILD_INFO:  # not try: a module that is there and does not load is an error
+    from ctm_fast import _C
+
 WHERE = {
     "cpu": ("cpu", False),
     "cpu, compiled": ("cpu", True),
@@ -79,10 +83,8 @@ def _versions() -> dict[str, str]:
 
 def _build() -> dict[str, str]:
     """``build_info()`` of the compiled module, in words."""
-    if importlib.util.find_spec("ctm_fast._C") is None:
+    if not HAS_BUILD_INFO:
         return {"ctm_fast._C": "not built for this Python"}
-    from ctm_fast import _C
-
     info = _C.build_info()
     return {
         "compiler": f"{info['compiler']}, {info['flags']}",
