@@ -1,6 +1,16 @@
 """The ops: tensors in, tensors out. Each has a plain PyTorch reference and fused kernels; see ``ops/_library.py``."""
 
 from ctm_fast.ops._library import serving, use_backend, use_reference
+from ctm_fast.ops.noise_embed import noise_embed, noise_frequencies
 from ctm_fast.ops.precond_combine import precond_combine
+from ctm_fast.ops.precond_input import precond_input
 
-__all__ = ["precond_combine", "serving", "use_backend", "use_reference"]
+__all__ = [
+    "noise_embed",
+    "noise_frequencies",
+    "precond_combine",
+    "precond_input",
+    "serving",
+    "use_backend",
+    "use_reference",
+]
