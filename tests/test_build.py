@@ -28,6 +28,11 @@ mkdir -p "$2/ctm_fast/lib" && echo library > "$2/ctm_fast/lib/libctm_fast_ops.so
 """
 
 
+def plain_environment() -> dict[str, str]:
+    """The variables of this run without those that choose kernels or modules."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("CTM_FAST", "TRITON", "PYTHON"))}
+
+
 class Environment:
     """A virtual environment without torch, a copy of the tree, and a directory of commands, first on the path."""
 
@@ -89,7 +94,7 @@ class Environment:
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=self.tree,
-            env=os.environ | {"PYTHONPATH": str(self.tree)},
+            env=plain_environment() | {"PYTHONPATH": str(self.tree)},
             capture_output=True,
             text=True,
         )
@@ -315,6 +320,19 @@ def test_a_library_has_no_python_in_it_and_nothing_of_torch_but_its_stable_inter
     assert strangers == []
 
 
+@pytest.mark.long
+def test_a_program_without_python_links_the_library_and_runs_an_op(tmp_path: Path) -> None:
+    library = _libraries.DIRECTORY / "libctm_fast_ops.so"
+    if not library.exists():
+        pytest.skip(f"{library.name} is not built here: {_libraries.build_note().get('missing')}")
+    command = ["c++", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{TORCH / 'include'}"]
+    command += [str(ROOT / "tests" / "program.cpp"), "-o", str(tmp_path / "program"), "-Wl,--no-as-needed"]
+    command += [str(library), f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-ltorch", f"-Wl,-rpath,{TORCH / 'lib'}"]
+    subprocess.run([*command, f"-Wl,-rpath-link,{TORCH / 'lib'}", f"-Wl,-rpath,{library.parent}"], check=True)
+    result = subprocess.run([str(tmp_path / "program")], capture_output=True, text=True)
+    assert result.stdout == f"{1.5 + 2**0.5:.6f}\n", result
+
+
 def test_build_info_tells_how_the_module_was_built() -> None:
     if importlib.util.find_spec("ctm_fast._C") is None:
         pytest.skip(f"ctm_fast._C is not built here: {_libraries.build_note().get('missing')}")
@@ -376,7 +394,7 @@ def test_pip_installs_from_a_copy_into_another_environment(tmp_path: Path, insta
     result = subprocess.run(
         [str(venv / "bin" / "python"), "-m", "pip", *install],
         cwd=tree,
-        env=os.environ | {"CTM_FAST_TORCH": str(TORCH), "CTM_FAST_BUILD": "required", "PYTHONPATH": ""},
+        env=plain_environment() | {"CTM_FAST_TORCH": str(TORCH), "CTM_FAST_BUILD": "required"},
         capture_output=True,
         text=True,
     )
@@ -387,7 +405,7 @@ def test_pip_installs_from_a_copy_into_another_environment(tmp_path: Path, insta
     imported = subprocess.run(
         [str(venv / "bin" / "python"), "-c", code],
         cwd=tmp_path,
-        env={key: value for key, value in os.environ.items() if not key.startswith(("CTM_FAST", "TRITON", "PYTHON"))},
+        env=plain_environment(),
         capture_output=True,
         text=True,
     )
