@@ -67,21 +67,21 @@ def tensors(inputs: Inputs) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
 
 
+def leaf(tensor: Tensor, **to: Any) -> Tensor:
+    """``tensor.to(...)`` as a tensor of its own, which wants a gradient if ``tensor`` does."""
+    return tensor.detach().to(**to).requires_grad_(tensor.requires_grad)
+
+
 def on(inputs: Inputs, device: torch.device) -> Inputs:
-    """A copy of ``inputs`` on ``device`` in the same memory formats, gradients to be taken where they were."""
-    moved = dict(inputs)
-    for name, tensor in tensors(inputs).items():
-        moved[name] = tensor.detach().to(device).requires_grad_(tensor.requires_grad)
-    return moved
+    """The same numbers on ``device``; where they are there, in the same memory."""
+    return inputs | {name: leaf(tensor, device=device) for name, tensor in tensors(inputs).items()}
 
 
 def upcast(inputs: Inputs) -> Inputs:
-    """The same numbers in float64."""
-    wide = dict(inputs)
-    for name, tensor in tensors(inputs).items():
-        if tensor.is_floating_point():
-            wide[name] = tensor.detach().double().requires_grad_(tensor.requires_grad)
-    return wide
+    """The same numbers on the CPU, in float64."""
+    inputs = on(inputs, torch.device("cpu"))
+    floats = {name: tensor for name, tensor in tensors(inputs).items() if tensor.is_floating_point()}
+    return inputs | {name: leaf(tensor, dtype=torch.float64) for name, tensor in floats.items()}
 
 
 def randn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -112,7 +112,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace.startswith("ctm_fast"):
-            self.calls.append((func, tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)))
+            self.calls.append((func, tuple(leaf(a, device=a.device) if isinstance(a, Tensor) else a for a in args)))
         return func(*args, **(kwargs or {}))
 
 
@@ -169,7 +169,8 @@ class Op:
         with _Recorder() as recorder:
             for output in outputs(self.op(**inputs)):
                 if output.requires_grad:
-                    output.sum().backward()
+                    leaves = [tensor for tensor in tensors(inputs).values() if tensor.requires_grad]
+                    torch.autograd.grad(output.square().sum(), leaves, create_graph=True)
         assert recorder.calls
         for op, args in recorder.calls:
             torch.library.opcheck(op, args)
@@ -248,9 +249,8 @@ class Images(Op):
 
     @pytest.mark.parametrize("spoil", ["transposed", "strided", "expanded", "mixed"])
     def test_strides(self, serving: Serving, spoil: str, generator: torch.Generator) -> None:
-        inputs = self.inputs((3, 4, 12, 12), torch.float32, generator)
+        inputs = on(self.inputs((3, 4, 12, 12), torch.float32, generator), serving.device)
         for name, tensor in tensors(inputs).items():
-            tensor = tensor.detach()
             if spoil == "strided":
                 inputs[name] = torch.stack((tensor, tensor + 1), dim=-1)[..., 0]
             elif tensor.dim() == 4 and spoil == "transposed":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast.ops import noise_embed, noise_frequencies, use_reference
-from tests.ops.harness import Inputs, Op, Serving, levels, tensors
+from tests.ops.harness import Inputs, Op, Serving, levels, on, tensors
 
 
 class TestNoiseEmbed(Op):
@@ -73,7 +73,7 @@ class TestNoiseEmbed(Op):
         assert torch.equal(noise_embed(t, freqs=freqs, order="cos_sin").cpu(), expected.roll(3, dims=1))
 
     def test_strides(self, serving: Serving, generator: torch.Generator) -> None:
-        inputs = self.inputs((5, 3, 5, 7), torch.float32, generator)
+        inputs = on(self.inputs((5, 3, 5, 7), torch.float32, generator), serving.device)
         strided = {name: torch.stack((tensor, -tensor), dim=-1)[..., 0] for name, tensor in tensors(inputs).items()}
         self.check_values(strided, serving)
 
