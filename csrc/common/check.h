@@ -59,6 +59,14 @@ inline void check_levels(const char* op, const char* name, const Tensor& levels,
   check_contiguous(op, name, levels);
 }
 
+// A list of numbers on its own: float32 with one axis, contiguous, on the device of `like`.
+inline void check_vector(const char* op, const char* name, const Tensor& vector, const Tensor& like) {
+  check_dtype(op, name, vector, ScalarType::Float);
+  STD_TORCH_CHECK(vector.dim() == 1, op, ": ", name, ": expected one axis, got shape ", to_string(vector.sizes()));
+  check_device(op, name, vector, like);
+  check_contiguous(op, name, vector);
+}
+
 // [B, C, H, W] laid out densely as B, H, W, C.
 inline bool is_channels_last(const Tensor& tensor) {
   if (tensor.dim() != 4) {

@@ -2,15 +2,20 @@
 
 from ctm_fast.ops._library import serving, use_backend, use_reference
 from ctm_fast.ops.gamma_step import gamma_step
+from ctm_fast.ops.noise_embed import noise_embed, noise_frequencies
 from ctm_fast.ops.philox_normal import Stream, philox_normal, philox_words
 from ctm_fast.ops.precond_combine import precond_combine
+from ctm_fast.ops.precond_input import precond_input
 
 __all__ = [
     "Stream",
     "gamma_step",
+    "noise_embed",
+    "noise_frequencies",
     "philox_normal",
     "philox_words",
     "precond_combine",
+    "precond_input",
     "serving",
     "use_backend",
     "use_reference",

@@ -35,7 +35,7 @@ def precond_combine(x: Tensor, F_x: Tensor, t: Tensor, s: Tensor, *, sigma_data:
     check("s", s, like=x, shape=x.shape[:1])
     serve = kernel("precond_combine", x, F_x, constants=(t, s))
     x = dense(x)
-    return serve(x, same_format(F_x, x), t, s, sigma_data)
+    return serve(x, same_format(F_x, x), t.contiguous(), s.contiguous(), sigma_data)
 
 
 def _fake(x: Tensor, F_x: Tensor, t: Tensor, s: Tensor, sigma_data: float) -> Tensor:
@@ -59,9 +59,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     t, s = ctx.saved_tensors
     need_x, need_F = ctx.needs_input_grad[:2]
-    grad_x, grad_F = ops.precond_combine_backward(
-        dense(grad), t, s, ctx.sigma_data, ctx.F_dtype, need_x, need_F
-    )
+    grad_x, grad_F = ops.precond_combine_backward(dense(grad), t, s, ctx.sigma_data, ctx.F_dtype, need_x, need_F)
     return grad_x if need_x else None, grad_F if need_F else None, None, None, None
 
 

@@ -5,13 +5,16 @@ from torch import Tensor
 
 
 def coefficients(t: Tensor, s: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
-    """[B, 1, 1, 1] factors (a, b) of G_x = a x + b F_x. Shared by the forward pass, its gradient and gamma_step."""
+    """[B, 1, 1, 1] factors (a, b) of G_x = a x + b F_x. Shared by the forward pass, its gradient and gamma_step.
+
+    1 - s / t is computed as (t - s) / t, which keeps its digits where s is close to t.
+    """
     variance = t.square() + sigma_data**2
     c_skip = sigma_data**2 / variance
     c_out = t * sigma_data * variance.rsqrt()
-    ratio = s / t
-    a = ratio + (1 - ratio) * c_skip
-    b = (1 - ratio) * c_out
+    step = (t - s) / t
+    a = s / t + step * c_skip
+    b = step * c_out
     return a.view(-1, 1, 1, 1), b.view(-1, 1, 1, 1)
 
 

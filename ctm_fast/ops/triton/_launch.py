@@ -1,6 +1,5 @@
 """What the Triton rows share: the block size, and the launch that torch.compile can see through."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,6 @@ BLOCK = 1024
 """Elements a program handles: eight to each thread of four warps, two 128-bit loads of float32 each."""
 
 
-def wrap_triton(kernel: Any) -> Callable[..., Any]:
+def wrap_triton(kernel: Any) -> Any:
     """``torch.library.wrap_triton``, which knows compiled kernels only; an interpreted one is launched as it is."""
     return kernel if INTERPRETED else torch.library.wrap_triton(kernel)

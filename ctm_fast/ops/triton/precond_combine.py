@@ -10,12 +10,12 @@ from ctm_fast.ops.triton._launch import BLOCK, wrap_triton
 
 @triton.jit
 def coefficients(t, s, sigma_data):
-    """Factors (a, b) of G_x = a x + b F_x."""
+    """Factors (a, b) of G_x = a x + b F_x; (t - s) / t keeps the digits that 1 - s / t loses where s is close to t."""
     variance = t * t + sigma_data * sigma_data
-    ratio = s / t
+    step = (t - s) / t
     c_skip = sigma_data * sigma_data / variance
     c_out = t * sigma_data / tl.sqrt(variance)
-    return ratio + (1 - ratio) * c_skip, (1 - ratio) * c_out
+    return s / t + step * c_skip, step * c_out
 
 
 @triton.jit
