@@ -100,8 +100,9 @@ C10_HOST_DEVICE inline float log_normal_number(float u) {
   return ((square * f * p + e * kLn2Low) - 0.5f * square + f) + e * kLn2High;
 }
 
-// sin and cos of 0 <= theta <= 2 pi, to 2^-23. Reduced to |r| <= pi / 4 by quarter turns, both from one polynomial each.
-C10_HOST_DEVICE inline SinCos sin_cos(float theta) {
+// Sine and cosine of 0 <= theta <= 2 pi, to 2^-23, in float32 throughout (sin_cos.h takes any angle, and doubles for it).
+//   theta = q pi / 2 + r, |r| <= pi / 4;   sin(r) = r + r^3 S(r^2),  cos(r) = 1 - r^2 / 2 + r^4 C(r^2), minimax
+C10_HOST_DEVICE inline SinCos sin_cos_turn(float theta) {
   const int32_t quarter = static_cast<int32_t>(theta * 0.6366197723675814f + 0.5f);
   const float q = static_cast<float>(quarter);
   // pi / 2 in two parts: q <= 4 times the first, of 20 bits, is exact, and so is its difference from theta.
@@ -125,7 +126,7 @@ C10_HOST_DEVICE inline Normals normals(Block block) {
   Normals result;
   for (int pair = 0; pair < 4; pair += 2) {
     const float radius = sqrtf(-2.0f * log_normal_number(uniform(block.words[pair])));
-    const SinCos turn = sin_cos(product(6.283185307179586f, uniform(block.words[pair + 1])));
+    const SinCos turn = sin_cos_turn(product(6.283185307179586f, uniform(block.words[pair + 1])));
     result.values[pair] = radius * turn.cos;
     result.values[pair + 1] = radius * turn.sin;
   }

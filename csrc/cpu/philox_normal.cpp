@@ -3,26 +3,21 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "../common/noise.h"
 #include "noise.h"
-
-// One clone per level of x86-64, chosen when the library is loaded; with -ffp-contract=off all give the same bits.
-#if defined(__x86_64__) && defined(__ELF__) && defined(__GNUC__) && !defined(__clang__)
-#define CTM_FAST_VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CTM_FAST_VECTORISED
-#endif
+#include "widest.h"
 
 namespace ctm_fast::cpu {
 namespace {
 
 constexpr int kBlocks = 64;
 
-// The normals of blocks index to index + count - 1, count <= kBlocks.
-CTM_FAST_VECTORISED
-void normal_blocks(uint64_t seed, uint32_t step, uint32_t stream, uint64_t index, int count, float* out) {
+// The normals of blocks index to index + count - 1, count <= kBlocks. Every width of vectors gives the same bits, because
+// no multiplication is contracted with an addition (CMakeLists.txt).
+CTM_FAST_WIDEST void normal_blocks(uint64_t seed, uint32_t step, uint32_t stream, uint64_t index, int count, float* out) {
   for (int i = 0; i < count; ++i) {
     const Normals four = normals(philox4x32(noise_counter(index + i, step, stream), seed));
     for (int lane = 0; lane < 4; ++lane) {
