@@ -30,7 +30,8 @@ inline void check_seeds(const char* op, const Tensor& seeds, const Tensor& image
 inline Tensor empty_noise(
     const char* op, const Tensor& seeds, const std::vector<int64_t>& shape, ScalarType dtype, bool channels_last) {
   STD_TORCH_CHECK(
-      !channels_last || shape.size() == 3, op, ": shape: expected (C, H, W) with channels_last, got ", to_string(shape));
+      !channels_last || shape.size() == 3, op, ": shape: expected (C, H, W) with channels_last, got ",
+      to_string(shape));
   std::vector<int64_t> sizes{seeds.size(0)};
   sizes.insert(sizes.end(), shape.begin(), shape.end());
   using torch::headeronly::MemoryFormat;

@@ -15,9 +15,10 @@ namespace {
 
 constexpr int kBlocks = 64;
 
-// The normals of blocks index to index + count - 1, count <= kBlocks. Every width of vectors gives the same bits, because
-// no multiplication is contracted with an addition (CMakeLists.txt).
-CTM_FAST_WIDEST void normal_blocks(uint64_t seed, uint32_t step, uint32_t stream, uint64_t index, int count, float* out) {
+// The normals of blocks index to index + count - 1, count <= kBlocks. Every width of vectors gives the same bits,
+// because no multiplication is contracted with an addition (CMakeLists.txt).
+CTM_FAST_WIDEST void normal_blocks(
+    uint64_t seed, uint32_t step, uint32_t stream, uint64_t index, int count, float* out) {
   for (int i = 0; i < count; ++i) {
     const Normals four = normals(philox4x32(noise_counter(index + i, step, stream), seed));
     for (int lane = 0; lane < 4; ++lane) {

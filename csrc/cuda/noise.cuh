@@ -5,7 +5,7 @@
 
 namespace ctm_fast::cuda {
 
-// How an image lies in memory: in the order (C, H, W) and fit for 128-bit stores of float32, in that order, or (H, W, C).
+// How an image lies in memory: as (C, H, W) and fit for 128-bit stores of float32, as (C, H, W), or as (H, W, C).
 enum class Order { kVectors, kContiguous, kChannelsLast };
 
 struct Image {

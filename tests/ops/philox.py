@@ -46,8 +46,9 @@ def exact_words(seeds: Tensor, step: int, shape: tuple[int, ...], stream: int) -
 def exact_normal(seeds: Tensor, step: int, shape: tuple[int, ...], stream: int) -> Tensor:
     """[B, *shape] float64: u and theta rounded to float32, as the definition says, and nothing else."""
     count = math.prod(shape)
-    whole = exact_words(seeds, step, (-(-count // 4) * 4,), stream).numpy()
-    u = ((whole >> 8).astype(np.float32) + np.float32(0.5)) * np.float32(2**-24)
+    whole = -(-count // 4) * 4
+    drawn = np.array([words(seed, step, whole, stream) for seed in seeds.tolist()], np.int64).reshape(len(seeds), whole)
+    u = ((drawn >> 8).astype(np.float32) + np.float32(0.5)) * np.float32(2**-24)
     radius = np.sqrt(-2 * np.log(u[:, 0::2].astype(np.float64)))
     theta = (np.float32(2 * math.pi) * u[:, 1::2]).astype(np.float64)
     pairs = np.stack((radius * np.cos(theta), radius * np.sin(theta)), axis=-1)

@@ -9,7 +9,7 @@ from ctm_fast.ops.triton import philox_normal
 
 
 @triton.jit
-def _kernel(out, seed, step, stream, block):
+def _kernel(out, seed, step, stream, block):  # type: ignore[no-untyped-def]
     words = philox_normal.philox_block(seed, step, stream, tl.zeros([1], tl.int64) + block)
     for lane in tl.static_range(4):
         tl.store(out + lane + tl.arange(0, 1), words[lane].to(tl.int64))

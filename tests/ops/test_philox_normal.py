@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast.ops import Stream, philox_normal, philox_words
-from ctm_fast.ops._library import unavailable
+from ctm_fast.ops._library import INTERPRETED, unavailable
 from ctm_fast.ops.reference import philox_normal as reference
 from tests.ops.harness import Inputs, Op, Serving
 from tests.ops.philox import BOUND, Words, exact_normal, exact_words, philox4x32, random_seeds
@@ -139,18 +139,25 @@ class TestPhiloxNormal(Noise):
         assert found.is_contiguous(memory_format=torch.channels_last)
 
     def test_channels_last_compiles(self, serving: Serving, generator: torch.Generator) -> None:
-        seeds = random_seeds(3, generator).to(serving.device)
-        arguments = {"stream": Stream.X_T, "memory_format": torch.channels_last}
+        arguments: Inputs = {
+            "seeds": random_seeds(3, generator).to(serving.device),
+            "step": 3,
+            "shape": (3, 5, 7),
+            "stream": Stream.X_T,
+            "memory_format": torch.channels_last,
+        }
         torch._dynamo.reset()
-        compiled = torch.compile(philox_normal, backend="aot_eager", fullgraph=True)(seeds, 3, (3, 5, 7), **arguments)
-        expected = philox_normal(seeds, 3, (3, 5, 7), **arguments)
+        compiled = torch.compile(philox_normal, backend="aot_eager", fullgraph=True)(**arguments)
+        expected = philox_normal(**arguments)
         assert torch.equal(compiled, expected)
         assert compiled.stride() == expected.stride()
 
     def test_channels_last_messages(self, serving: Serving, generator: torch.Generator) -> None:
         inputs = {"seeds": random_seeds(3, generator).to(serving.device), "step": 0, "stream": 0}
         last = {"memory_format": torch.channels_last}
-        self.check_error(inputs | last | {"shape": (3, 4)}, ValueError, r"^shape: expected \(C, H, W\) .* got \[3, 4\]$")
+        self.check_error(
+            inputs | last | {"shape": (3, 4)}, ValueError, r"^shape: expected \(C, H, W\) .* got \[3, 4\]$"
+        )
         self.check_error(
             inputs | {"shape": (3, 4, 4), "memory_format": torch.channels_last_3d},
             ValueError,
@@ -201,15 +208,18 @@ int main(int count, char** arguments) {
     for (int i = 0; i < 4; ++i) counter.words[i] = number(arguments[1 + i]);
     print(philox4x32(counter, number(arguments[5]) | number(arguments[6]) << 32));
   } else if (count == 5) {  // seed, block, step, stream
-    print(philox4x32(noise_counter(number(arguments[2]), number(arguments[3]), number(arguments[4])), number(arguments[1])));
+    const Block counter = noise_counter(number(arguments[2]), number(arguments[3]), number(arguments[4]));
+    print(philox4x32(counter, number(arguments[1])));
   } else {  // every u: the largest errors of the radius, and of sine and cosine
     double radius = 0, turn = 0;
     for (unsigned k = 0; k < 1u << 24; ++k) {
       const float u = uniform(k << 8);
-      radius = std::max(radius, std::fabs(sqrtf(-2 * log_normal_number(u)) - std::sqrt(-2 * std::log(double(u)))));
+      const double exact = std::sqrt(-2 * std::log(double(u)));
+      radius = std::max(radius, std::fabs(sqrtf(-2 * log_normal_number(u)) - exact));
       const float theta = product(6.283185307179586f, u);
       const SinCos found = sin_cos_turn(theta);
-      turn = std::max({turn, std::fabs(found.sin - std::sin(double(theta))), std::fabs(found.cos - std::cos(double(theta)))});
+      turn = std::max(turn, std::fabs(found.sin - std::sin(double(theta))));
+      turn = std::max(turn, std::fabs(found.cos - std::cos(double(theta))));
     }
     std::printf("%.9g %.9g", radius, turn);
   }
@@ -221,10 +231,11 @@ int main(int count, char** arguments) {
         source = directory / "philox.cpp"
         source.write_text(self.SOURCE)
         include = [f"-I{ROOT / 'csrc' / 'common'}", "-isystem", f"{Path(torch.__file__).parent / 'include'}"]
-        subprocess.run([compiler, "-std=c++17", "-O2", *flags, *include, source, "-o", self.program], check=True)
+        build = [compiler, "-std=c++17", "-O2", *flags, *include, str(source), "-o", str(self.program)]
+        subprocess.run(build, check=True)
 
     def run(self, *arguments: int) -> list[str]:
-        command = [self.program, *map(str, arguments)]
+        command = [str(self.program), *map(str, arguments)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
     def philox(self, counter: Words, key: tuple[int, int]) -> tuple[int, ...]:
@@ -269,15 +280,18 @@ class TestLargeBlocks:
 
 
 class TestStatistics:
-    """2^20 normals of fixed seeds. Thresholds: 4 standard deviations of each estimate (1 in 16,000), and KS at 1 in 1,000."""
+    """2^20 normals of fixed seeds (2^15 in Triton's interpreter, which takes 10 ms for each 1024).
+
+    Thresholds: four standard deviations of each estimate (1 in 16,000), and 1 in 1,000 for Kolmogorov and Smirnov.
+    """
 
     SAMPLES: ClassVar[int] = 64
-    SHAPE: ClassVar[tuple[int, ...]] = (1, 128, 128)
-    COUNT: ClassVar[int] = 2**20
 
     def draw(self, serving: Serving, seeds: Tensor | None = None, step: int = 5, stream: int = Stream.X_T) -> Tensor:
         seeds = torch.arange(self.SAMPLES) if seeds is None else seeds
-        return philox_normal(seeds.to(serving.device), step, self.SHAPE, stream=stream).cpu().double().flatten(1)
+        interpreted = INTERPRETED and serving.backend == "triton"
+        shape = (1, 16, 32) if interpreted else (1, 128, 128)
+        return philox_normal(seeds.to(serving.device), step, shape, stream=stream).cpu().double().flatten(1)
 
     def assert_uncorrelated(self, one: Tensor, other: Tensor) -> None:
         """Neither the numbers nor their squares, which would show a radius shared."""
@@ -288,7 +302,7 @@ class TestStatistics:
     def test_moments(self, serving: Serving) -> None:
         normal = self.draw(serving)
         for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96), (6, 15, 10170)):
-            assert abs(normal.pow(power).mean() - moment) < 4 * (variance / self.COUNT) ** 0.5
+            assert abs(normal.pow(power).mean() - moment) < 4 * (variance / normal.numel()) ** 0.5
 
     def test_distribution(self, serving: Serving) -> None:
         """Kolmogorov and Smirnov's distance to the normal distribution, over all and for each lane."""
