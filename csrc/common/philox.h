@@ -33,7 +33,7 @@ C10_HOST_DEVICE inline Block philox4x32(Block counter, uint64_t key) {
   uint32_t k0 = static_cast<uint32_t>(key);
   uint32_t k1 = static_cast<uint32_t>(key >> 32);
   uint32_t c0 = counter.words[0], c1 = counter.words[1], c2 = counter.words[2], c3 = counter.words[3];
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll
 #else
 #pragma GCC unroll 10  // so that a loop over counters vectorises
@@ -68,7 +68,16 @@ C10_HOST_DEVICE inline float float_from_bits(uint32_t bits) {
   return value;
 }
 
-// ln(u) of a positive normal number, to 1.0 ulp; tests/ops/test_philox_normal.py tries every u. No branch and no table,
+// a b rounded to float32, never the unrounded half of a fused multiply-add. The CPU kernels have -ffp-contract=off.
+C10_HOST_DEVICE inline float product(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+// ln(u) of a positive normal number, to 0.9 ulp; tests/ops/test_philox_normal.py tries every u. No branch and no table,
 // unlike logf, so that a loop vectorises and a CUDA thread needs no stack.
 //   u = 2^e (1 + f), sqrt(1/2) <= 1 + f < sqrt(2);   ln(1 + f) = f - f^2 / 2 + f^3 P(f), P minimax
 C10_HOST_DEVICE inline float log_normal_number(float u) {
@@ -91,12 +100,13 @@ C10_HOST_DEVICE inline float log_normal_number(float u) {
   return ((square * f * p + e * kLn2Low) - 0.5f * square + f) + e * kLn2High;
 }
 
-// sin and cos of 0 <= theta <= 2 pi, to 2^-23. Reduced to |r| <= pi / 4 by quarter turns, both from one polynomial each.
-C10_HOST_DEVICE inline SinCos sin_cos(float theta) {
+// Sine and cosine of 0 <= theta <= 2 pi, to 2^-23, in float32 throughout; sin_cos.h takes any angle, and doubles for it.
+//   theta = q pi / 2 + r, |r| <= pi / 4;   sin(r) = r + r^3 S(r^2),  cos(r) = 1 - r^2 / 2 + r^4 C(r^2), minimax
+C10_HOST_DEVICE inline SinCos sin_cos_turn(float theta) {
   const int32_t quarter = static_cast<int32_t>(theta * 0.6366197723675814f + 0.5f);
   const float q = static_cast<float>(quarter);
   // pi / 2 in two parts: q <= 4 times the first, of 20 bits, is exact, and so is its difference from theta.
-  const float r = (theta - q * 0x1.921fap+0f) - q * 0x1.5110b4p-22f * 2;
+  const float r = (theta - q * 0x1.921fap+0f) - q * 0x1.54442ep-20f;
   const float square = r * r;
   float s = -0.00019517235341481864f;
   s = s * square + 0.008332177996635437f;
@@ -116,13 +126,16 @@ C10_HOST_DEVICE inline Normals normals(Block block) {
   Normals result;
   for (int pair = 0; pair < 4; pair += 2) {
     const float radius = sqrtf(-2.0f * log_normal_number(uniform(block.words[pair])));
-    // No fused multiply-add may follow: theta itself is rounded to float32 by definition.
-    const float theta = 6.283185307179586f * uniform(block.words[pair + 1]);
-    const SinCos turn = sin_cos(theta);
+    const SinCos turn = sin_cos_turn(product(6.283185307179586f, uniform(block.words[pair + 1])));
     result.values[pair] = radius * turn.cos;
     result.values[pair + 1] = radius * turn.sin;
   }
   return result;
+}
+
+// Standard deviation of the noise that takes an image from level s up to t_next.
+C10_HOST_DEVICE inline float renoise_std(float s, float t_next) {
+  return sqrtf((t_next - s) * (t_next + s));
 }
 
 }  // namespace ctm_fast

@@ -8,15 +8,14 @@ from ctm_fast.ops.precond_combine import precond_combine
 from ctm_fast.ops.precond_input import precond_input
 
 __all__ = [
-    "noise_embed",
-    "noise_frequencies",
-    "precond_combine",
-    "precond_input",
     "Stream",
     "gamma_step",
+    "noise_embed",
+    "noise_frequencies",
     "philox_normal",
     "philox_words",
     "precond_combine",
+    "precond_input",
     "serving",
     "use_backend",
     "use_reference",

@@ -52,7 +52,7 @@ def philox_normal(
         [B, *shape] float32; no gradient flows.
 
     Raises:
-        TypeError: a dtype or an argument that is not an integer, ValueError: a shape or a range; both name the argument.
+        TypeError: a dtype, an argument that is not an integer, ValueError: a shape or range; both name the argument.
     """
     check_seeds(seeds, step)
     shape = _check_shape(shape)

@@ -54,16 +54,11 @@ def blocks(channels, pixels, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
     straddle two channels: together they then write whole lines.
     """
     index = tl.program_id(1).to(tl.int64) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
-    if CHANNELS_LAST and pixels % 4 == 0:
-        block = index % channels * (pixels // 4) + index // channels
-    else:
-        block = index
+    grouped = CHANNELS_LAST and pixels % 4 == 0
+    block = index % channels * (pixels // 4) + index // channels if grouped else index
     element = block[:, None] * 4 + tl.arange(0, 4)[None, :]
     mask = (index[:, None] * 4 + tl.arange(0, 4)[None, :]) < channels * pixels
-    if CHANNELS_LAST:
-        offset = element % pixels * channels + element // pixels
-    else:
-        offset = element
+    offset = element % pixels * channels + element // pixels if CHANNELS_LAST else element
     return block, offset, mask
 
 
