@@ -243,7 +243,7 @@ class Images(Op):
 
     def varieties(self, generator: torch.Generator) -> list[Inputs]:
         plain = super().varieties(generator)
-        return plain + [channels_last(self.inputs((3, 3, 5, 7), torch.bfloat16, generator))]
+        return [*plain, channels_last(self.inputs((3, 3, 5, 7), torch.bfloat16, generator))]
 
     @pytest.mark.parametrize("dtype", LOW, ids=str)
     @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 3, 40, 40), (5, 4, 16, 16)], ids=str)
