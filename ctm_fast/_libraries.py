@@ -2,22 +2,27 @@
 
 ``libctm_fast_ops.so`` holds the schemas and the CPU kernels, ``libctm_fast_cuda.so`` the CUDA kernels; the second is
 opened only where torch has CUDA. A library that is there and does not load is an error: falling back in silence would
-hide a broken installation.
+hide a broken installation. ``CTM_FAST_LIBRARIES=0`` leaves them closed, as if nothing had been built: for tests.
 """
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 DIRECTORY = Path(__file__).parent / "lib"
-_FILES = {"cpu": "libctm_fast_ops.so", "cuda": "libctm_fast_cuda.so"}
+FILES = {"cpu": "libctm_fast_ops.so", "cuda": "libctm_fast_cuda.so"}
+_CLOSED = os.environ.get("CTM_FAST_LIBRARIES") == "0"
 _loaded: set[str] = set()
 
 
 def load() -> None:
     """Open the libraries that are there. Raises ImportError naming the file if one does not load."""
-    for device, file in _FILES.items():
+    if _CLOSED:
+        return
+    for device, file in FILES.items():
         path = DIRECTORY / file
         if not path.exists() or (device == "cuda" and torch.version.cuda is None):
             continue
@@ -35,13 +40,17 @@ def missing(device: str) -> str | None:
     """Why there are no C++ kernels for ``device`` ("cpu" or "cuda"), in words; None where they are loaded."""
     if device in _loaded:
         return None
+    if device not in FILES:
+        return f"there are no C++ kernels for {device}"
+    if _CLOSED:
+        return "CTM_FAST_LIBRARIES=0 leaves the libraries closed"
     if device == "cuda" and torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
-    if device not in _FILES:
-        return f"there are no C++ kernels for {device}"
+    reason = build_note().get("missing", {}).get(device)
+    return f"{FILES[device]} was not built" + (f": {reason}" if reason else "")
+
+
+def build_note() -> dict[str, Any]:
+    """What setup.py wrote into ``lib/build.json``; empty where nothing was installed from this directory."""
     note = DIRECTORY / "build.json"
-    if note.exists():
-        reason = json.loads(note.read_text()).get("missing", {}).get(device)
-        if reason:
-            return str(reason)
-    return f"{_FILES[device]} was not built"
+    return json.loads(note.read_text()) if note.exists() else {}

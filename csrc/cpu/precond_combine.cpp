@@ -7,9 +7,26 @@
 #include "../common/levels.h"
 #include "../common/tensor.h"
 #include "images.h"
+#include "widest.h"
 
 namespace ctm_fast::cpu {
 namespace {
+
+template <typename T>
+CTM_FAST_WIDEST void combine(
+    JumpWeights weights, const float* __restrict__ x, const T* __restrict__ F_x, float* __restrict__ out,
+    int64_t size) {
+  for (int64_t i = 0; i < size; ++i) {
+    out[i] = weights.x * x[i] + weights.F * static_cast<float>(F_x[i]);
+  }
+}
+
+template <typename T>
+CTM_FAST_WIDEST void scale(float factor, const float* __restrict__ grad, T* __restrict__ out, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) {
+    out[i] = static_cast<T>(factor * grad[i]);
+  }
+}
 
 Tensor precond_combine(const Tensor& x, const Tensor& F_x, const Tensor& t, const Tensor& s, double sigma_data) {
   constexpr const char* op = "precond_combine";
@@ -32,9 +49,7 @@ Tensor precond_combine(const Tensor& x, const Tensor& F_x, const Tensor& t, cons
     const auto* F_data = F_x.const_data_ptr<decltype(type)>();
     for_each_image(batch, x.numel() / batch, [=](int64_t image, int64_t begin, int64_t end) {
       const JumpWeights weights = jump_weights(t_data[image], s_data[image], static_cast<float>(sigma_data));
-      for (int64_t i = begin; i < end; ++i) {
-        out_data[i] = weights.x * x_data[i] + weights.F * static_cast<float>(F_data[i]);
-      }
+      combine(weights, x_data + begin, F_data + begin, out_data + begin, end - begin);
     });
   });
   return out;
@@ -65,14 +80,10 @@ std::tuple<Tensor, Tensor> precond_combine_backward(
     for_each_image(batch, grad.numel() / batch, [=](int64_t image, int64_t begin, int64_t end) {
       const JumpWeights weights = jump_weights(t_data[image], s_data[image], static_cast<float>(sigma_data));
       if (need_x) {
-        for (int64_t i = begin; i < end; ++i) {
-          grad_x_data[i] = weights.x * grad_data[i];
-        }
+        scale(weights.x, grad_data + begin, grad_x_data + begin, end - begin);
       }
       if (need_F) {
-        for (int64_t i = begin; i < end; ++i) {
-          grad_F_data[i] = static_cast<T>(weights.F * grad_data[i]);
-        }
+        scale(weights.F, grad_data + begin, grad_F_data + begin, end - begin);
       }
     });
   });
