@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctm_fast.nn import Conv2d, GroupNorm, LevelEmbedding, UNetBlock
+from ctm_fast.nn.conv import Resample
 
 
 class SongUNet(nn.Module):
@@ -53,13 +54,15 @@ class SongUNet(nn.Module):
         self.s_branch = s_branch
         emb_channels = 4 * model_channels
 
-        def block(in_channels: int, out_channels: int, attention: bool = False, resample: str | None = None) -> UNetBlock:
+        def block(
+            in_channels: int, out_channels: int, attention: bool = False, resample: str | None = None
+        ) -> UNetBlock:
             return UNetBlock(
                 in_channels,
                 out_channels,
                 emb_channels,
                 s_branch=s_branch,
-                resample=resample,  # type: ignore[arg-type]
+                resample=resample,
                 attention=attention,
                 heads=out_channels // head_channels if head_channels else 1,
                 dropout=dropout,

@@ -24,7 +24,8 @@ def student_of(teacher: EDMDenoiser, config: RunConfig) -> CTM:
     """A student with the teacher's weights; its s-branch starts at zero effect, so it starts as the teacher."""
     net = build_network(config.network, s_branch=True)
     missing, unexpected = net.load_state_dict(teacher.net.state_dict(), strict=False)
-    assert not unexpected and all("_s." in name for name in missing), (missing, unexpected)
+    if unexpected or not all("_s." in name for name in missing):
+        raise ValueError(f"teacher: expected the student's network without its s-branch, got {missing} {unexpected}")
     return CTM(net, config.sigma_data)
 
 
@@ -173,18 +174,14 @@ class CTMStage(Stage):
         )
         way, s = batches.tensor(jumps.way), batches.tensor(jumps.s)
         sigma = batches.tensor(
-            draw_dsm_sigmas(
-                settings.batch, self.config.levels, seed=seed, step=step, uniform_to=settings.uniform_to
-            )
+            draw_dsm_sigmas(settings.batch, self.config.levels, seed=seed, step=step, uniform_to=settings.uniform_to)
         )
         x_t = x0 + way[0].view(-1, 1, 1, 1) * batches.noise(step, x0, Stream.TRAIN)
         with self.timer("teacher"):
             x_u = self.step.solve(x_t, way, labels)
         target = self.step.consistency_target(x_u, way[-1], s, labels)
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self.step.backward(
-            x_t, way[0], s, target, x0, sigma, batches.noise(step, x0, Stream.DSM), labels
-        )
+        terms = self.step.backward(x_t, way[0], s, target, x0, sigma, batches.noise(step, x0, Stream.DSM), labels)
         if settings.lr_decay:
             for group in self.optimizer.param_groups:
                 group["lr"] = settings.lr * (1 - step / settings.steps)

@@ -54,14 +54,14 @@ def test_gamma_sampling_is_the_published_formula(golden: Golden, model: CTM, gam
     np.testing.assert_allclose(sampler_sigmas(4), tau, rtol=1e-5)
     tau = sampler_sigmas(4).tolist()
 
-    def G(x: Tensor, t: float, s: float) -> Tensor:
+    def published_jump(x: Tensor, t: float, s: float) -> Tensor:
         levels = torch.full((4,), t), torch.full((4,), s)
         g = model.inner(x.float(), *levels, labels).double()
         return s / t * x + (1 - s / t) * g
 
     for step in range(4):
         s = math.sqrt(1 - gamma**2) * (tau[step + 1] - 0.002) + 0.002
-        x = G(x, tau[step], s)
+        x = published_jump(x, tau[step], s)
         if step < 3:
             x = x + math.sqrt(tau[step + 1] ** 2 - s**2) * z[step]
 
@@ -103,7 +103,11 @@ def test_gamma_sampling_keeps_the_marginal_of_gaussian_data(gamma: float, isotro
         return gamma_step(x, world.raw(x, t, s, sigma_data=0.5), t, s, t_next, seeds, i, sigma_data=0.5)
 
     x = gamma_sample(
-        exact_jump(world), x_T, sampler_sigmas(4).tolist(), gamma=gamma, jump_renoise=jump_renoise  # type: ignore[arg-type]
+        exact_jump(world),
+        x_T,
+        sampler_sigmas(4).tolist(),
+        gamma=gamma,
+        jump_renoise=jump_renoise,  # type: ignore[arg-type]
     )
     flat = x.double().flatten(1)
     expected = world.basis @ torch.diag(world.variances + 0.002**2) @ world.basis.T
@@ -194,5 +198,5 @@ def test_heun_converges_on_gaussian_data() -> None:
 
 
 def test_renoising_needs_a_source_of_noise() -> None:
-    with pytest.raises(ValueError, match="jump_renoise: expected a callable for gamma = 0.5"):
+    with pytest.raises(ValueError, match="jump_renoise: expected a callable for gamma = "):
         gamma_sample(lambda x, t, s: x, torch.zeros(1, 1, 2, 2), [80.0, 1.0, 0.002], gamma=0.5)
