@@ -130,7 +130,7 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Plain JSON types."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(tree: dict[str, Any]) -> RunConfig:
@@ -176,7 +176,7 @@ def _build(cls: type, tree: dict[str, Any], path: str) -> Any:
     for key, value in tree.items():
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
-            values[key] = _build(kind, value, f"{path}{key}.")  # type: ignore[arg-type]
+            values[key] = _build(kind, value, f"{path}{key}.")
         else:
             values[key] = tuple(value) if get_origin(kind) is tuple else value
     try:

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ctm_fast.diffusion.draws import draw_dsm_sigmas, draw_jumps
 from ctm_fast.diffusion.ode import solve_heun
@@ -12,7 +12,7 @@ from ctm_fast.losses.distance import Distance
 from ctm_fast.models import CTM, EDMDenoiser, SongUNet, build_network
 from ctm_fast.ops import Stream, precond_combine, precond_input
 from ctm_fast.training.batches import Batches
-from ctm_fast.training.config import RunConfig
+from ctm_fast.training.config import CTMConfig, RunConfig
 from ctm_fast.training.data import ImageDataset
 from ctm_fast.training.ema import update_ema
 from ctm_fast.training.pullback import accumulate, forward_cut, pull_tail
@@ -29,7 +29,7 @@ def student_of(teacher: EDMDenoiser, config: RunConfig) -> CTM:
     return CTM(net, config.sigma_data)
 
 
-def adaptive_layer(net: SongUNet, name: str) -> nn.Parameter:
+def adaptive_layer(net: SongUNet, name: str) -> Tensor:
     """The weight W at which gradients are compared: ``output`` or ``block`` (see ``CTMConfig``)."""
     return net.out_conv.weight if name == "output" else net.last_block.conv1.weight
 
@@ -134,6 +134,9 @@ class CTMStage(Stage):
     """Soft consistency along the teacher's ODE and denoising score matching, RAdam; what is kept is the target."""
 
     name = "ctm"
+    settings: CTMConfig
+    model: CTM
+    ema: CTM
 
     def __init__(
         self,
