@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Have ``write(file)`` write ``path``: readers see the former content or all of the new, never a part.
 
     The bytes go to a hidden temporary name in the same directory (a rename is atomic only within a file system), reach
