@@ -24,6 +24,8 @@ MAX_CLASSES = 65536
 
 @dataclass(frozen=True)
 class DataConfig:
+    """What is trained on."""
+
     source: str = "digits"
     """``digits`` (in the package), ``fashion-mnist``, or a path: see ``training/data.py``."""
     conditional: bool = True
@@ -70,6 +72,8 @@ class CTMConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
+    """A whole run: two runs of equal configuration on one machine are equal. Raises ConfigError naming the key."""
+
     preset: str = "digits"
     seed: int = 0
     stages: tuple[str, ...] = STAGES

@@ -8,6 +8,7 @@ runs/00000-digits/
 import fcntl
 import json
 import re
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,8 @@ from ctm_fast.training.config import RunConfig, to_dict
 
 @dataclass
 class RunDirectory:
+    """The files of one run; the lock is held while this object lives."""
+
     path: Path
     config: RunConfig
     _lock: IO[bytes] | None = field(default=None, repr=False)
@@ -55,10 +58,12 @@ class RunDirectory:
         return (self.path / "report.md").exists()
 
     def write_json(self, name: str, content: Any) -> None:
+        """Replace the file ``name``, whole or not at all."""
         text = json.dumps(content, indent=2) + "\n"
         atomic_write(self.path / name, lambda file: file.write(text.encode()))
 
     def write_text(self, name: str, text: str) -> None:
+        """Replace the file ``name``, whole or not at all."""
         atomic_write(self.path / name, lambda file: file.write(text.encode()))
 
     def snapshot(self, stage: str, step: int) -> Path:
@@ -75,6 +80,9 @@ class RunDirectory:
         if not path.exists():
             return None
         try:
+            with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+                if (part := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"the checksum of {part} is wrong")
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # on broken bytes it raises half a dozen types
             reason = (str(error).splitlines() or [""])[0]
@@ -86,6 +94,7 @@ class RunDirectory:
         return state
 
     def append_stats(self, line: dict[str, Any]) -> None:
+        """Add a line to stats.jsonl; it has "stage" and "step"."""
         with (self.path / "stats.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
