@@ -26,8 +26,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def default_threads() -> int:
-    """Half of the cores that torch sees: a step waits for its slowest thread, and where other work shares the cores that
-    thread can be twenty times slower than one thread alone."""
+    """Half of the cores that torch sees.
+
+    A step waits for its slowest thread; where other work shares the cores, that thread can make it twenty times slower
+    than one thread alone would be.
+    """
     return max(1, torch.get_num_threads() // 2)
 
 

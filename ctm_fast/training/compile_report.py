@@ -28,7 +28,9 @@ class CompileReport:
     """Of the whole stage."""
 
     def __str__(self) -> str:
-        pays = f"pays from step {self.break_even} of {self.steps}" if self.break_even is not None else "does not pay here"
+        pays = (
+            f"pays from step {self.break_even} of {self.steps}" if self.break_even is not None else "does not pay here"
+        )
         return (
             f"{self.stage}: {self.eager:.0f} images/s eager, {self.compiled:.0f} compiled "
             f"({', '.join(self.regions)}); {self.compile_seconds:.1f} s to compile, {pays}"

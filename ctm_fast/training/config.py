@@ -199,7 +199,7 @@ def _parse(key: str, text: str, kind: Any) -> Any:
         raise ConfigError(f"--set {key}: expected {name}, got {text!r}") from error
 
 
-def _build(cls: type, tree: dict[str, Any], path: str) -> Any:
+def _build(cls: Any, tree: dict[str, Any], path: str) -> Any:
     hints = get_type_hints(cls)
     for key in tree:
         if key not in hints:

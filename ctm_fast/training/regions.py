@@ -1,8 +1,8 @@
 """The parts of a training step that ``torch.compile`` takes over, one by one, and the clock beside them.
 
-A region is compiled where that pays within a run. On a CPU, compiling costs tens of seconds a region, which a pass that
-a step makes once does not return within minutes of training: there, only the teacher is compiled, which a CTM step calls
-2k times and never differentiates.
+A region is compiled where that pays within a run. On a CPU, compiling costs tens of seconds a region, which a pass
+that a step makes once does not return within minutes of training: there, only the teacher is compiled, which a CTM step
+calls 2k times and never differentiates.
 """
 
 import contextlib
