@@ -157,7 +157,7 @@ def test_refused_student_as_teacher(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_model(path, _model(CTM), NETWORK)
     path.write_bytes(_header(lambda metadata: metadata.update(kind="edm"))(path.read_bytes()))
-    with pytest.raises(CheckpointError, match="_s.* is not in the network"):
+    with pytest.raises(CheckpointError, match=r"_s.* is not in the network"):
         load_model(path)
 
 
@@ -174,7 +174,7 @@ def test_refused_other_dtype(tmp_path: Path) -> None:
     (length,) = struct.unpack("<Q", path.read_bytes()[:8])
     metadata = json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"]
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path, metadata=metadata)
-    with pytest.raises(CheckpointError, match="expected float32 .* got float16"):
+    with pytest.raises(CheckpointError, match=r"expected float32 .* got float16"):
         load_model(path)
 
 
