@@ -203,7 +203,7 @@ def test_killed_at_every_file_operation(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("trial", range(40))
+@pytest.mark.parametrize("trial", range(16))
 def test_killed_at_random_moments(
     server: Server, uninterrupted: tuple[Path, list[tuple[str, str]]], tmp_path: Path, trial: int
 ) -> None:
