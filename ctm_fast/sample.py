@@ -30,10 +30,14 @@ def main() -> None:
     except CheckpointError as error:
         raise CheckpointError(f"--network {error}") from error
     if labels is not None:
+        sampler.labels_of(labels, labels)  # those, too, that come after the last seed
         labels = list(itertools.islice(itertools.cycle(labels), len(seeds)))
     images = sampler(seeds, steps=arguments.steps, gamma=arguments.gamma, labels=labels, output="uint8")
     assert isinstance(images, torch.Tensor)
-    _write(arguments.out, images.cpu().numpy(), seeds, sampler.labels_of(seeds, labels))
+    try:
+        _write(arguments.out, images.cpu().numpy(), seeds, sampler.labels_of(seeds, labels))
+    except OSError as error:
+        raise ConfigError(f"--out: expected a place that can be written, got {arguments.out}: {error}") from error
     print(arguments.out)
 
 

@@ -72,7 +72,7 @@ def test_dtype(tmp_path: Path) -> None:
     loaded, _ = load_model(tmp_path / "a.safetensors", dtype=torch.bfloat16)
     x = torch.randn(2, 1, 8, 8)
     t, s = torch.tensor([3.0, 1.0]), torch.tensor([0.5, 1.0])
-    F_x = loaded.raw(x, t, s, torch.tensor([0, 2]))  # type: ignore[union-attr,operator]
+    F_x = loaded.raw(x, t, s, torch.tensor([0, 2]))  # type: ignore[operator]
     assert F_x.dtype == torch.bfloat16
     assert loaded(x, t, s, torch.tensor([0, 2])).dtype == torch.float32
 
