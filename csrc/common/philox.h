@@ -100,7 +100,7 @@ C10_HOST_DEVICE inline float log_normal_number(float u) {
   return ((square * f * p + e * kLn2Low) - 0.5f * square + f) + e * kLn2High;
 }
 
-// Sine and cosine of 0 <= theta <= 2 pi, to 2^-23, in float32 throughout; sin_cos.h takes any angle, and doubles for it.
+// Sine and cosine of 0 <= theta <= 2 pi, to 2^-23, in float32 throughout; sin_cos.h takes any angle, in float64.
 //   theta = q pi / 2 + r, |r| <= pi / 4;   sin(r) = r + r^3 S(r^2),  cos(r) = 1 - r^2 / 2 + r^4 C(r^2), minimax
 C10_HOST_DEVICE inline SinCos sin_cos_turn(float theta) {
   const int32_t quarter = static_cast<int32_t>(theta * 0.6366197723675814f + 0.5f);

@@ -10,7 +10,7 @@
 namespace ctm_fast {
 
 // Sine and cosine to an ulp while |angle| < 2^30. The angle less its multiple of pi / 2 is taken in double precision,
-// and lies within pi / 4, where the Taylor series to x^9 and x^10 is exact to 2e-9.
+// and lies within pi / 4, where the Taylor series to x^9 and x^8 are exact to half an ulp.
 C10_HOST_DEVICE inline void sin_cos(float angle, float& sine, float& cosine) {
   constexpr double kHalfPi = 1.57079632679489661923;
   constexpr double kRound = 0x1.8p52;  // added to a double, it leaves the nearest integer in the lowest bits
@@ -20,8 +20,7 @@ C10_HOST_DEVICE inline void sin_cos(float angle, float& sine, float& cosine) {
   const float x = static_cast<float>(angle - (shifted - kRound) * kHalfPi);
   const float y = x * x;
   const float s = x + x * y * (-1 / 6.0f + y * (1 / 120.0f + y * (-1 / 5040.0f + y * (1 / 362880.0f))));
-  const float c =
-      1 + y * (-1 / 2.0f + y * (1 / 24.0f + y * (-1 / 720.0f + y * (1 / 40320.0f + y * (-1 / 3628800.0f)))));
+  const float c = 1 + y * (-1 / 2.0f + y * (1 / 24.0f + y * (-1 / 720.0f + y * (1 / 40320.0f))));
   const float first = quadrant & 1 ? c : s;
   const float second = quadrant & 1 ? s : c;
   sine = quadrant & 2 ? -first : first;

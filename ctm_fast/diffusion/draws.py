@@ -76,8 +76,6 @@ def draw_dsm_sigmas(batch: int, levels: Levels, *, seed: int, step: int, uniform
     return np.concatenate([low, high])
 
 
-def draw_edm_sigmas(
-    batch: int, *, seed: int, step: int, p_mean: float = -1.2, p_std: float = 1.2
-) -> Levels64:
+def draw_edm_sigmas(batch: int, *, seed: int, step: int, p_mean: float = -1.2, p_std: float = 1.2) -> Levels64:
     """EDM's training levels: ln sigma ~ N(p_mean, p_std^2) (arXiv 2206.00364, Table 1)."""
     return np.exp(p_mean + p_std * generator(seed, step, 2).standard_normal(batch))

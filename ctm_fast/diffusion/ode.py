@@ -1,5 +1,6 @@
 """Steps of the probability-flow ODE dx/dt = (x - D(x; t)) / t, for any ``denoise(x, sigma)``."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -22,7 +23,7 @@ def heun_step(denoise: Denoise, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
 
 def solve_heun(denoise: Denoise, x: Tensor, levels: Sequence[Tensor]) -> Tensor:
     """Heun steps through ``levels`` (each [B], largest first); the correction is made in the last step too."""
-    for t, t_next in zip(levels[:-1], levels[1:], strict=True):
+    for t, t_next in itertools.pairwise(levels):
         x = heun_step(denoise, x, t, t_next)
     return x
 

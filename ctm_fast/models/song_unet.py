@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctm_fast.nn import Conv2d, GroupNorm, LevelEmbedding, UNetBlock
+from ctm_fast.nn.conv import Resample
 
 
 class SongUNet(nn.Module):
@@ -53,13 +54,15 @@ class SongUNet(nn.Module):
         self.s_branch = s_branch
         emb_channels = 4 * model_channels
 
-        def block(in_channels: int, out_channels: int, attention: bool = False, resample: str | None = None) -> UNetBlock:
+        def block(
+            in_channels: int, out_channels: int, attention: bool = False, resample: Resample | None = None
+        ) -> UNetBlock:
             return UNetBlock(
                 in_channels,
                 out_channels,
                 emb_channels,
                 s_branch=s_branch,
-                resample=resample,  # type: ignore[arg-type]
+                resample=resample,
                 attention=attention,
                 heads=out_channels // head_channels if head_channels else 1,
                 dropout=dropout,
@@ -99,7 +102,7 @@ class SongUNet(nn.Module):
                 channels = model_channels * mult
         self.out_norm = GroupNorm(channels)
         self.out_conv = Conv2d(channels, img_channels, 3, scale=1e-5)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its stubs
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         return self.tail(*self.body(x, t, s, labels))
@@ -114,12 +117,11 @@ class SongUNet(nn.Module):
         for layer in self.enc.values():
             x = layer(x, emb, emb_s) if isinstance(layer, UNetBlock) else layer(x)
             skips.append(x)
-        *blocks, last = self.dec.items()
-        for name, layer in blocks:
+        for name, layer in list(self.dec.items())[:-1]:
             if "_block" in name:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = layer(x, emb, emb_s)
-        return last[1].first(torch.cat([x, skips.pop()], dim=1), emb, emb_s)
+        return self.last_block.first(torch.cat([x, skips.pop()], dim=1), emb, emb_s)
 
     def tail(self, h: Tensor, skip: Tensor) -> Tensor:
         """F_x from what :meth:`body` returned."""
@@ -129,7 +131,7 @@ class SongUNet(nn.Module):
     @property
     def last_block(self) -> UNetBlock:
         """The block that is cut between :meth:`body` and :meth:`tail`."""
-        block = next(reversed(self.dec.values()))
+        block = list(self.dec.values())[-1]
         assert isinstance(block, UNetBlock)
         return block
 

@@ -55,7 +55,9 @@ class LevelEmbedding(nn.Module):
         if labels.dim() == 1:
             labels = functional.one_hot(labels, self.label_dim)
         if labels.shape != (t.shape[0], self.label_dim):
-            raise ValueError(f"labels: expected [{t.shape[0]}] or [{t.shape[0]}, {self.label_dim}], got {list(labels.shape)}")
+            raise ValueError(
+                f"labels: expected [{t.shape[0]}] or [{t.shape[0]}, {self.label_dim}], got {list(labels.shape)}"
+            )
         return self.map_label(labels.to(torch.float32) * math.sqrt(self.label_dim))
 
 

@@ -82,7 +82,8 @@ def define(
     """Register op ``name`` of a row with whichever kernels are there.
 
     Args:
-        row: the stem of the row's files; ``ops/reference/<row>.py`` and ``ops/triton/<row>.py`` hold functions ``name``.
+        row: the stem of the row's files; ``ops/reference/<row>.py`` and ``ops/triton/<row>.py`` have a function
+            ``name``.
         fake: the same signature, returns empty tensors of the right shape, dtype and strides.
         setup_context: as for ``torch.library.register_autograd``; None for an op without a gradient.
         backward: ``backward(ops, ctx, *grads)``; ``ops`` is the namespace that served the forward pass.
@@ -145,7 +146,8 @@ def kernel(name: str, x: Tensor, *inputs: Tensor | None, constants: tuple[Tensor
     for tensor in (x, *inputs, *constants):
         if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(
-                f"{name}: the {backend} kernel has no forward-mode derivative; run it under ctm_fast.ops.use_reference()"
+                f"{name}: the {backend} kernel has no forward-mode derivative; "
+                "run it under ctm_fast.ops.use_reference()"
             )
     for tensor in constants:
         if tensor.requires_grad:

@@ -59,7 +59,7 @@ def noise_embed(
         s: [B] float32, 0 < s, the level jumped to; None for a network of one level.
         freqs: [C / 2] float32, from :func:`noise_frequencies`, or 2 pi times a buffer of normals (Fourier features).
         c_noise: "edm" or "adm".
-        order: "sin_cos" (DDPM++, after its swap of halves) or "cos_sin" (ADM, Fourier).
+        order: "sin_cos" (DDPM++ and NCSN++, after their swap of halves) or "cos_sin" (ADM).
 
     Returns:
         [B, C] float32, or the pair of them for (t, s). No gradient flows to the levels or frequencies, outside

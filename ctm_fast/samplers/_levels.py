@@ -1,5 +1,6 @@
 """Levels that are Python numbers: checked before any work, then spread over the batch."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ def check_sigmas(sigmas: Sequence[float]) -> None:
     for sigma in sigmas:
         if not (math.isfinite(sigma) and sigma > 0):
             raise LevelError(f"sigmas: expected finite, positive levels, got {sigma}")
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         if sigma_next >= sigma:
             raise LevelError(f"sigmas: expected strictly decreasing levels, got {sigma} then {sigma_next} at {i}")
 

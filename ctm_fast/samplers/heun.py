@@ -1,5 +1,6 @@
 """EDM's deterministic samplers for a denoiser (EDM, arXiv 2206.00364, Alg. 1)."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -17,7 +18,7 @@ def heun_sample(denoise: Denoise, x: Tensor, sigmas: Sequence[float], *, callbac
     sample at level 0; nothing is clamped. ``callback(i, x)`` is called after step i.
     """
     check_sigmas(sigmas)
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         x = heun_step(denoise, x, full(x, sigma), full(x, sigma_next))
         if callback is not None:
             callback(i, x)
@@ -28,7 +29,7 @@ def euler_sample(denoise: Denoise, x: Tensor, sigmas: Sequence[float], *, callba
     """Euler steps down ``sigmas`` and to 0: len(sigmas) evaluations. As :func:`heun_sample`; one level is enough."""
     if len(sigmas) > 1:
         check_sigmas(sigmas)
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         x = euler_step(denoise, x, full(x, sigma), full(x, sigma_next))
         if callback is not None:
             callback(i, x)

@@ -16,7 +16,6 @@ from ctm_fast.errors import ConfigError, LevelError
 from ctm_fast.losses.distance import DISTANCES
 from ctm_fast.models import NetworkConfig
 
-
 STAGES = ("teacher", "ctm")
 
 
@@ -100,7 +99,12 @@ class RunConfig:
             self.ctm.max_solver_steps,
         )
         _expect(self.ctm.distance in DISTANCES, "ctm.distance", " or ".join(DISTANCES), self.ctm.distance)
-        _expect(self.ctm.adaptive_layer in ("output", "block"), "ctm.adaptive_layer", "output or block", self.ctm.adaptive_layer)
+        _expect(
+            self.ctm.adaptive_layer in ("output", "block"),
+            "ctm.adaptive_layer",
+            "output or block",
+            self.ctm.adaptive_layer,
+        )
         _expect(0 < self.ctm.uniform_to <= 1, "ctm.uniform_to", "0 < uniform_to <= 1", self.ctm.uniform_to)
         _expect(
             self.data.conditional == (self.network.label_dim > 0),
@@ -126,7 +130,7 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Plain JSON types."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(tree: dict[str, Any]) -> RunConfig:
@@ -172,7 +176,7 @@ def _build(cls: type, tree: dict[str, Any], path: str) -> Any:
     for key, value in tree.items():
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
-            values[key] = _build(kind, value, f"{path}{key}.")  # type: ignore[arg-type]
+            values[key] = _build(kind, value, f"{path}{key}.")
         else:
             values[key] = tuple(value) if get_origin(kind) is tuple else value
     try:

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ctm_fast.diffusion.draws import draw_dsm_sigmas, draw_jumps
 from ctm_fast.diffusion.ode import solve_heun
@@ -12,7 +12,7 @@ from ctm_fast.losses.distance import Distance
 from ctm_fast.models import CTM, EDMDenoiser, SongUNet, build_network
 from ctm_fast.ops import Stream, precond_combine, precond_input
 from ctm_fast.training.batches import Batches
-from ctm_fast.training.config import RunConfig
+from ctm_fast.training.config import CTMConfig, RunConfig
 from ctm_fast.training.data import ImageDataset
 from ctm_fast.training.ema import update_ema
 from ctm_fast.training.pullback import accumulate, forward_cut, pull_tail
@@ -24,11 +24,12 @@ def student_of(teacher: EDMDenoiser, config: RunConfig) -> CTM:
     """A student with the teacher's weights; its s-branch starts at zero effect, so it starts as the teacher."""
     net = build_network(config.network, s_branch=True)
     missing, unexpected = net.load_state_dict(teacher.net.state_dict(), strict=False)
-    assert not unexpected and all("_s." in name for name in missing), (missing, unexpected)
+    if unexpected or not all("_s." in name for name in missing):
+        raise ValueError(f"teacher: expected the student's network without its s-branch, got {missing} {unexpected}")
     return CTM(net, config.sigma_data)
 
 
-def adaptive_layer(net: SongUNet, name: str) -> nn.Parameter:
+def adaptive_layer(net: SongUNet, name: str) -> Tensor:
     """The weight W at which gradients are compared: ``output`` or ``block`` (see ``CTMConfig``)."""
     return net.out_conv.weight if name == "output" else net.last_block.conv1.weight
 
@@ -133,6 +134,9 @@ class CTMStage(Stage):
     """Soft consistency along the teacher's ODE and denoising score matching, RAdam; what is kept is the target."""
 
     name = "ctm"
+    settings: CTMConfig
+    model: CTM
+    ema: CTM
 
     def __init__(
         self,
@@ -173,18 +177,14 @@ class CTMStage(Stage):
         )
         way, s = batches.tensor(jumps.way), batches.tensor(jumps.s)
         sigma = batches.tensor(
-            draw_dsm_sigmas(
-                settings.batch, self.config.levels, seed=seed, step=step, uniform_to=settings.uniform_to
-            )
+            draw_dsm_sigmas(settings.batch, self.config.levels, seed=seed, step=step, uniform_to=settings.uniform_to)
         )
         x_t = x0 + way[0].view(-1, 1, 1, 1) * batches.noise(step, x0, Stream.TRAIN)
         with self.timer("teacher"):
             x_u = self.step.solve(x_t, way, labels)
         target = self.step.consistency_target(x_u, way[-1], s, labels)
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self.step.backward(
-            x_t, way[0], s, target, x0, sigma, batches.noise(step, x0, Stream.DSM), labels
-        )
+        terms = self.step.backward(x_t, way[0], s, target, x0, sigma, batches.noise(step, x0, Stream.DSM), labels)
         if settings.lr_decay:
             for group in self.optimizer.param_groups:
                 group["lr"] = settings.lr * (1 - step / settings.steps)

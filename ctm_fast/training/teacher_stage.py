@@ -10,7 +10,7 @@ from ctm_fast.losses import dsm_loss
 from ctm_fast.models import EDMDenoiser, build_network
 from ctm_fast.ops import Stream
 from ctm_fast.training.batches import Batches
-from ctm_fast.training.config import RunConfig
+from ctm_fast.training.config import RunConfig, TeacherConfig
 from ctm_fast.training.data import ImageDataset
 from ctm_fast.training.ema import update_ema
 from ctm_fast.training.regions import Regions
@@ -21,6 +21,8 @@ class TeacherStage(Stage):
     """Denoising score matching at log-normal levels, Adam, EMA. What is kept is the EMA."""
 
     name = "teacher"
+    settings: TeacherConfig
+    model: EDMDenoiser
 
     def __init__(self, config: RunConfig, dataset: ImageDataset, device: torch.device, regions: Regions) -> None:
         self.config = config

@@ -14,7 +14,8 @@ LEVELS = Levels()
 def test_solver_steps_are_weighted_by_k(max_steps: int, mean: float) -> None:
     rng = np.random.default_rng(0)
     k = np.array([draw_solver_steps(max_steps, rng) for _ in range(20_000)])
-    assert k.min() >= 1 and k.max() == max_steps
+    assert k.min() >= 1
+    assert k.max() == max_steps
     assert k.mean() == pytest.approx(mean, rel=0.02)
     assert (k == max_steps).mean() == pytest.approx(2 / (max_steps + 1), rel=0.1)
 
@@ -31,12 +32,15 @@ def test_jumps_stay_on_the_grid_and_reach_both_ends() -> None:
         for levels in (jumps.t, jumps.u, jumps.s, *jumps.way):
             assert np.isin(levels, grid).all()
         assert (index_u - index_t == jumps.k).all()
-        assert (index_s >= index_u).all() and (index_t >= 0).all() and (index_s < points).all()
+        assert (index_s >= index_u).all()
+        assert (index_t >= 0).all()
+        assert (index_s < points).all()
         assert jumps.way.shape == (jumps.k + 1, 8)
         assert (np.diff(jumps.way, axis=0) < 0).all()
         seen_s_is_u |= bool((index_s == index_u).any())
         seen_s_is_min |= bool((index_s == points - 1).any())
-    assert seen_s_is_u and seen_s_is_min
+    assert seen_s_is_u
+    assert seen_s_is_min
 
 
 def test_t_and_s_are_uniform_on_their_ranges() -> None:
@@ -55,8 +59,10 @@ def test_t_and_s_are_uniform_on_their_ranges() -> None:
 def test_dsm_levels_are_half_log_normal_half_uniform() -> None:
     sigmas = draw_dsm_sigmas(40_001, LEVELS, seed=0, step=0)
     low, high = sigmas[:20_000], sigmas[20_000:]
-    assert np.log(low).mean() == pytest.approx(-1.2, abs=0.03) and np.log(low).std() == pytest.approx(1.2, rel=0.02)
-    assert high.min() >= LEVELS.at(0.7) and high.max() <= 80
+    assert np.log(low).mean() == pytest.approx(-1.2, abs=0.03)
+    assert np.log(low).std() == pytest.approx(1.2, rel=0.02)
+    assert high.min() >= LEVELS.at(0.7)
+    assert high.max() <= 80
     assert LEVELS.at(0.7) == pytest.approx(0.31828, rel=1e-4)
     fraction = (high ** (1 / 7) - 80 ** (1 / 7)) / (0.002 ** (1 / 7) - 80 ** (1 / 7))
     assert fraction.mean() == pytest.approx(0.35, abs=0.005)
@@ -64,15 +70,18 @@ def test_dsm_levels_are_half_log_normal_half_uniform() -> None:
 
 def test_edm_levels() -> None:
     logs = np.log(draw_edm_sigmas(40_000, seed=1, step=2))
-    assert logs.mean() == pytest.approx(-1.2, abs=0.03) and logs.std() == pytest.approx(1.2, rel=0.02)
+    assert logs.mean() == pytest.approx(-1.2, abs=0.03)
+    assert logs.std() == pytest.approx(1.2, rel=0.02)
 
 
 def test_draws_are_functions_of_seed_and_step() -> None:
     first = [draw_jumps(8, 18, 17, LEVELS, seed=1, step=step) for step in (0, 1, 0)]
-    assert (first[0].way.shape == first[2].way.shape) and (first[0].s == first[2].s).all()
+    assert first[0].way.shape == first[2].way.shape
+    assert (first[0].s == first[2].s).all()
     assert not np.array_equal(first[0].s, first[1].s)
-    streams = [generator(seed, step, purpose).random(4) for seed, step, purpose in
-               [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]]
+    streams = [
+        generator(seed, step, purpose).random(4) for seed, step, purpose in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    ]
     assert len({tuple(stream) for stream in streams}) == 4
 
 

@@ -7,6 +7,7 @@ import torch
 from ctm_fast.analytic import Gaussian
 from ctm_fast.diffusion.ode import euler_step, heun_step, solve_heun
 from ctm_fast.diffusion.schedule import karras_sigmas
+from ctm_fast.ops.reference.precond_combine import precond_combine
 from tests.worlds import rotated_gaussian
 
 
@@ -26,8 +27,6 @@ def test_heun_converges_at_second_order_to_the_exact_jump(world: Gaussian) -> No
 
 def test_euler_step_is_the_jump_of_a_network_that_returns_zero() -> None:
     """G with F = 0 is one Euler step with D = c_skip x."""
-    from ctm_fast.ops.reference.precond_combine import precond_combine
-
     world = Gaussian.isotropic(0.5, (1, 2, 2))
     x = world.sample(4, torch.Generator().manual_seed(0), level=3.0)
     t, s = torch.full((4,), 3.0, dtype=torch.float64), torch.full((4,), 0.7, dtype=torch.float64)

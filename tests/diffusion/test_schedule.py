@@ -19,7 +19,8 @@ def test_grids_of_the_published_code(name: str) -> None:
 
 def test_ends_are_exact() -> None:
     sigmas = karras_sigmas(40)
-    assert sigmas[0] == 80.0 and sigmas[-1] == 0.002
+    assert sigmas[0] == 80.0
+    assert sigmas[-1] == 0.002
 
 
 def test_another_rho() -> None:

@@ -46,7 +46,7 @@ def test_export_gives_back_the_published_tensors(name: str) -> None:
     golden = Golden(name)
     exported = to_published(golden.network("w"), golden.config)
     published = golden.tensors("w")
-    left_out = {key for key in published.keys() - exported.keys()}
+    left_out = set(published.keys() - exported.keys())
     assert exported.keys() <= published.keys()
     assert all("resample_filter" in key or "map_augment" in key for key in left_out)
     for key, tensor in exported.items():
@@ -66,5 +66,5 @@ def test_a_missing_and_a_strange_tensor_are_named() -> None:
     golden = Golden(STUDENTS[0])
     tensors = golden.tensors("w")
     tensors["model.strange"] = tensors.pop("model.map_layer0.bias")
-    with pytest.raises(CheckpointError, match="embedding.map_layer0.bias.*strange"):
+    with pytest.raises(CheckpointError, match=r"embedding\.map_layer0\.bias.*strange"):
         from_published(tensors, golden.config)

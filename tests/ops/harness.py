@@ -84,6 +84,12 @@ def upcast(inputs: Inputs) -> Inputs:
     return inputs | {name: leaf(tensor, dtype=torch.float64) for name, tensor in floats.items()}
 
 
+def channels_last(inputs: Inputs) -> Inputs:
+    """The same inputs, the images among them in channels_last."""
+    images = {name: tensor for name, tensor in tensors(inputs).items() if tensor.dim() == 4}
+    return inputs | {name: leaf(tensor, memory_format=torch.channels_last) for name, tensor in images.items()}
+
+
 def randn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Normals of the shape, dtype and device of ``tensor``, drawn on the CPU."""
     return torch.randn(tensor.shape, generator=generator).to(tensor)
@@ -135,6 +141,10 @@ class Op:
         """For :func:`assert_close` of an output stored in ``dtype``."""
         return serving.tolerance(dtype)
 
+    def varieties(self, generator: torch.Generator) -> list[Inputs]:
+        """Inputs that differ in what a fake must know: dtypes, memory formats, arguments left out."""
+        return [self.inputs((3, 3, 5, 7), torch.float32, generator)]
+
     def check_values(self, inputs: Inputs, serving: Serving) -> tuple[Tensor, ...]:
         found = outputs(self.op(**on(inputs, serving.device)))
         for actual, exact in zip(found, outputs(self.exact(**upcast(inputs))), strict=True):
@@ -165,12 +175,13 @@ class Op:
 
     def test_opcheck(self, fused: Serving, generator: torch.Generator) -> None:
         """Schema, fake, autograd registration and AOT dispatch of every op that the function and its gradient call."""
-        inputs = on(self.inputs((3, 3, 5, 7), torch.float32, generator), fused.device)
         with _Recorder() as recorder:
-            for output in outputs(self.op(**inputs)):
-                if output.requires_grad:
-                    leaves = [tensor for tensor in tensors(inputs).values() if tensor.requires_grad]
-                    torch.autograd.grad(output.square().sum(), leaves, create_graph=True)
+            for variety in self.varieties(generator):
+                inputs = on(variety, fused.device)
+                leaves = [tensor for tensor in tensors(inputs).values() if tensor.requires_grad]
+                for output in outputs(self.op(**inputs)):
+                    if leaves:
+                        torch.autograd.grad(output.square().sum(), leaves, create_graph=True)
         assert recorder.calls
         for op, args in recorder.calls:
             torch.library.opcheck(op, args)
@@ -230,6 +241,10 @@ class Op:
 class Images(Op):
     """Memory formats: the output has that of x if x is contiguous or channels_last, else it is contiguous."""
 
+    def varieties(self, generator: torch.Generator) -> list[Inputs]:
+        plain = super().varieties(generator)
+        return [*plain, channels_last(self.inputs((3, 3, 5, 7), torch.bfloat16, generator))]
+
     @pytest.mark.parametrize("dtype", LOW, ids=str)
     @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 3, 40, 40), (5, 4, 16, 16)], ids=str)
     def test_low_precision(
@@ -239,10 +254,7 @@ class Images(Op):
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_channels_last(self, serving: Serving, dtype: torch.dtype, generator: torch.Generator) -> None:
-        inputs = self.inputs((2, 3, 33, 37), dtype, generator)
-        for name, tensor in tensors(inputs).items():
-            if tensor.dim() == 4:
-                inputs[name] = tensor.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+        inputs = channels_last(self.inputs((2, 3, 33, 37), dtype, generator))
         for output in self.check_values(inputs, serving):
             assert output.is_contiguous(memory_format=torch.channels_last)
             assert not output.is_contiguous()
@@ -301,21 +313,21 @@ class Gradients(Op):
             assert_close(actual[name].grad, exact[name].grad, serving.tolerance(torch.float32))
             assert all(v.grad is None for key, v in tensors(actual).items() if key != name)
 
-    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-    def test_gradient_layouts(self, serving: Serving, layout: torch.memory_format, generator: torch.Generator) -> None:
-        """A gradient arrives in any format, expanded ones (from a sum) included."""
-        inputs = self.inputs((2, 3, 33, 37), torch.float32, generator)
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded"])
+    def test_gradient_layouts(self, serving: Serving, layout: str, generator: torch.Generator) -> None:
+        """A gradient arrives in any layout; expanded, it comes from a sum."""
+        inputs = self.inputs((3, 3, 33, 37), torch.float32, generator)
         actual, exact = on(inputs, serving.device), upcast(inputs)
         out, true = self.op(**actual), self.exact(**exact)
-        weight = randn_like(out, generator).contiguous(memory_format=layout)
-        loss = (out * weight).sum() + out.sum()
-        (true * (weight.cpu().double() + 1)).sum().backward()
-        loss.backward()
-        for one, other in zip(self.sensitive(actual), self.sensitive(exact), strict=True):
-            assert one.grad is not None
-            assert other.grad is not None
-            assert_close(one.grad, other.grad, serving.tolerance(torch.float32))
-        self.op(**actual).sum().backward()
+        cotangent = randn_like(out, generator)
+        if layout == "channels_last":
+            cotangent = cotangent.contiguous(memory_format=torch.channels_last)
+        elif layout == "expanded":
+            cotangent = cotangent[:1, :1, :1, :1].expand_as(out)
+        found = torch.autograd.grad(out, self.sensitive(actual), cotangent)
+        expected = torch.autograd.grad(true, self.sensitive(exact), cotangent.cpu().double())
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other, serving.tolerance(torch.float32))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_double_backward(self, serving: Serving, dtype: torch.dtype, generator: torch.Generator) -> None:

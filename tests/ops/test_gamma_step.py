@@ -79,7 +79,7 @@ class TestGammaStep(Gradients, Images):
         whole = self.op(**inputs)
         order = torch.randperm(9, generator=generator).to(serving.device)
         for chosen in (order, order[:1]):
-            part = {name: v[chosen] if isinstance(v, Tensor) else v for name, v in inputs.items()}
+            part: Inputs = {name: v[chosen] if isinstance(v, Tensor) else v for name, v in inputs.items()}
             assert torch.equal(self.op(**part), whole[chosen])
 
     @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 70, 6, 6), (3, 5, 3, 3), (2, 1, 4, 4), (2, 4, 1, 1)], ids=str)

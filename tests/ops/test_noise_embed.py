@@ -32,6 +32,9 @@ class TestNoiseEmbed(Op):
             return tuple(torch.cat((angle.sin(), angle.cos()), dim=1) for angle in angles)
         return tuple(torch.cat((angle.cos(), angle.sin()), dim=1) for angle in angles)
 
+    def varieties(self, generator: torch.Generator) -> list[Inputs]:
+        return [inputs | one for inputs in super().varieties(generator) for one in ({}, {"s": None})]
+
     def bound(self, serving: Serving, dtype: torch.dtype, inputs: Inputs) -> float | Tensor:
         """An ulp of the logarithm, one of each product and one of the sine: the angle's size times 2^-22, and 2^-22."""
         scale = {"edm": 1 / 4, "adm": 250}[inputs.get("c_noise", "edm")]
@@ -57,6 +60,14 @@ class TestNoiseEmbed(Op):
         t, s = levels(37, generator)
         freqs = 2 * math.pi * 16 * torch.randn(64, generator=generator)
         self.check_values({"t": t, "s": s.clamp(min=0.002), "freqs": freqs, "order": "cos_sin"}, serving)
+
+    def test_sine_and_cosine(self, serving: Serving) -> None:
+        """To an ulp, for small and large angles: the level is e^4, whose c_noise is 1, so that the angles are exact."""
+        freqs = torch.cat((torch.linspace(-100, 100, 20001), torch.tensor([1e4, 1e5, 1e6])))
+        t = torch.tensor([math.exp(4)])
+        features = noise_embed(t.to(serving.device), freqs=freqs.to(serving.device)).cpu().double()
+        angles = freqs.double()[None]
+        assert (features - torch.cat((angles.sin(), angles.cos()), dim=1)).abs().max() < 2**-23
 
     def test_one_equals_both(self, serving: Serving, generator: torch.Generator) -> None:
         inputs = self.inputs((5, 3, 5, 7), torch.float32, generator)

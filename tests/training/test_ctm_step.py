@@ -34,7 +34,8 @@ def test_step_of_the_published_code(compile: bool) -> None:
     golden = Golden("cifar/train_step.npz")
     sigma_data = golden.meta["sigma_data"]
     student, target = (CTM(golden.network(name), sigma_data) for name in ("student", "ema"))
-    step = make_step(student, target, EDMDenoiser(golden.network("teacher"), sigma_data), layer="output", compile=compile)
+    teacher = EDMDenoiser(golden.network("teacher"), sigma_data)
+    step = make_step(student, target, teacher, layer="output", compile=compile)
     labels, k = golden["y"], golden.meta["heun_steps"]
     grid = torch.from_numpy(karras_sigmas(golden.meta["N"])).float()
     way = torch.stack([grid[golden["index_t"].long() + i] for i in range(k + 1)])

@@ -1,0 +1,65 @@
+# make demo    a fresh environment, the build, a training run of minutes, and its report
+# make test    the same set-up, then the tests in their three lanes
+#
+# PYTHON=python3.12 and TORCH=2.11.0 choose versions; a GPU is used if torch finds one.
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# One thread each: two that share a busy core can be twenty times slower than one.
+PYTEST := OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m pytest -q
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+
+.PHONY: demo test test-native test-triton test-no-libraries test-full bench lint types cuda clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m ctm_fast.train --compile
+	@echo "The report: $$(ls -td runs/*/report.md | head -n 1)"
+
+test: test-native test-triton test-no-libraries
+
+# The C++ kernels.
+test-native: $(VENV)/installed-dev
+	$(PYTEST)
+
+# Triton's kernels, interpreted on the CPU.
+test-triton: $(VENV)/installed-dev
+	TRITON_INTERPRET=1 $(PYTEST) tests/ops tests/samplers tests/training/test_ctm_step.py tests/serving
+
+# What a machine without a compiler runs: the libraries stay closed.
+test-no-libraries: $(VENV)/installed-dev
+	CTM_FAST_LIBRARIES=0 $(PYTEST) tests/ops tests/samplers tests/models tests/training tests/serving tests/test_structure.py
+
+# Every lane, with the tests that take minutes: kill at any moment, fuzz, installation in fresh environments.
+test-full: $(VENV)/installed-dev
+	$(MAKE) test
+	$(PYTEST) -m long
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+# The CUDA kernels, compiled with nvcc for A100 and H100/H200, also beside a torch without CUDA.
+cuda: $(VENV)/installed-dev
+	CTM_FAST_CUDA=1 CTM_FAST_CUDA_ARCHS="80;90a" $(PIP) --no-build-isolation --no-deps -e .
+
+$(VENV)/installed: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==$(TORCH) setuptools wheel cmake ninja pybind11
+	$(PIP) --no-build-isolation -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --no-build-isolation -e '.[dev,triton]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV) ctm_fast/lib ctm_fast/_C*.so *.egg-info
