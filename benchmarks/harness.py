@@ -17,6 +17,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
+from torch.nn.functional import conv2d
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -67,6 +68,7 @@ EAGER = Way("eager", "reference")
 COMPILED = Way("compiled", "reference", compiled=True)
 COMPILED_CPP = Way("compiled+cpp", "cpp", compiled=True)
 COMPILED_TRITON = Way("compiled+triton", "triton", compiled=True)
+WAYS = (CPP, TRITON, EAGER, COMPILED, COMPILED_CPP, COMPILED_TRITON)
 
 SHAPES = [(8, 3, 32, 32), (64, 3, 32, 32), *([(512, 3, 64, 64)] if DEVICE.type == "cuda" else [])]
 """[B, C, H, W] of the CIFAR-10 and ImageNet-64 networks."""
@@ -116,11 +118,18 @@ def copy_bandwidth() -> float:
 
 
 @cache
-def matmul_rate() -> float:
-    """Operations per second of a matrix product: float32 on a CPU, bfloat16 on a GPU, at these threads."""
-    size, dtype = (8192, torch.bfloat16) if DEVICE.type == "cuda" else (1024, torch.float32)
-    a, b = torch.randn(2, size, size, device=DEVICE).to(dtype)
-    return 2 * size**3 / median_seconds(lambda: a @ b, 9)
+def product_rate() -> float:
+    """Operations per second of a large product, float32 on a CPU, bfloat16 on a GPU, at these threads.
+
+    Of a matrix product or a 3x3 convolution, whichever is faster: their libraries differ, by two on some CPUs.
+    """
+    cuda = DEVICE.type == "cuda"
+    size, batch, dtype = (8192, 512, torch.bfloat16) if cuda else (1024, 4, torch.float32)
+    a, b = torch.randn(2, size, size, device=DEVICE, dtype=dtype)
+    x = images((batch, 256, 32, 32), torch.channels_last).to(dtype)
+    weight = images((256, 256, 3, 3), torch.channels_last).to(dtype)
+    matmul = 2 * size**3 / median_seconds(lambda: a @ b, 9)
+    return max(matmul, flops(lambda: conv2d(x, weight)) / median_seconds(lambda: conv2d(x, weight), 9))
 
 
 @cache
@@ -141,8 +150,8 @@ def rotation(make: Callable[[], tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, .
 
 
 def flops(call: Call) -> int:
-    """Operations of the matrix products and convolutions of one call, of its backward pass too."""
-    with FlopCounterMode(display=False) as counter:
+    """Operations of the matrix products and convolutions of one call; its backward pass has twice as many."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
@@ -268,7 +277,7 @@ def compare(
     Args:
         calls: each returns what the baseline's returns, a tensor if ``tolerance`` is to hold between them.
         serves: ops that the way's kernels must serve in each call.
-        work: operations of one call, for the share of the matrix product's rate.
+        work: operations of one call, for the share of :func:`product_rate`.
 
     What pytest-benchmark times is a whole turn; the ways are in ``extra_info``.
     """
@@ -299,8 +308,8 @@ def compare(
     benchmark.pedantic(one_turn, rounds=rounds, iterations=1)
     if work:
         result.figures["GFLOP"] = work / 1e9
-        result.figures["matmul GFLOP/s"] = matmul_rate() / 1e9
-        result.figures |= {f"share, {way}": work / result.median(way) / matmul_rate() for way in result.times}
+        result.figures["ceiling GFLOP/s"] = product_rate() / 1e9
+        result.figures |= {f"share, {way}": work / result.median(way) / product_rate() for way in result.times}
     benchmark.extra_info.update(
         {
             "medians": {way: result.median(way) for way in result.times},
@@ -312,3 +321,12 @@ def compare(
     )
     COMPARISONS.append(result)
     return result
+
+
+def check_default(result: Comparison, default: Way) -> None:
+    """Fail where another way of the same kind, compiled or not, beats the default: SERVES follows the figures."""
+    for way in (way for way in WAYS if way.name in result.times and way.compiled == default.compiled):
+        assert not result.slower(default.name, way.name), (
+            f"{result.name}: {default.name}, the default here, takes {statistics.median(result.ratios(default.name, way.name)):.2f} "
+            f"times as long as {way.name}; change SERVES in ctm_fast/ops/_library.py"
+        )
