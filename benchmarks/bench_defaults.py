@@ -64,6 +64,11 @@ def _seeds(shape: tuple[int, ...]) -> Tensor:
     return torch.randint(2**62, shape[:1], device=DEVICE)
 
 
+def _embed(t: Tensor, s: Tensor, label: Tensor) -> Tensor:
+    features, features_s = noise_embed(t, s, freqs=FREQUENCIES)
+    return torch.cat([features + label, features_s + label])
+
+
 EDGES = {
     "precond_input": Edge(
         lambda x, t: precond_input(x, t).contiguous(memory_format=torch.channels_last),
@@ -71,7 +76,7 @@ EDGES = {
     ),
     "precond_combine": Edge(precond_combine, lambda shape: (_image(shape), _output(shape), *levels(shape[0]))),
     "noise_embed": Edge(
-        lambda t, s, label: torch.stack(noise_embed(t, s, freqs=FREQUENCIES)) + label,
+        _embed,
         lambda shape: (*levels(shape[0]), torch.randn(shape[0], 2 * len(FREQUENCIES), device=DEVICE)),
     ),
     "philox_normal": Edge(

@@ -1,7 +1,7 @@
 """One CTM training step of the preset ``digits``: teacher's solver, target, both losses, adaptive weight, update.
 
-What is compiled is what ``ctm_fast.train --compile`` compiles (``training/regions.py``), with the default kernels and in
-``use_reference()``.
+What is compiled is what ``ctm_fast.train --compile`` compiles (``training/regions.py``), with the default kernels and
+in ``use_reference()``.
 """
 
 from collections.abc import Callable

@@ -16,9 +16,9 @@ from benchmarks.harness import (
     compare,
     every_direction,
     flops,
+    levels,
 )
 from benchmarks.harness import images as random_images
-from benchmarks.harness import levels
 from benchmarks.networks import DEFAULTS, NETWORKS, build, labels
 
 

@@ -211,7 +211,7 @@ def time_op(
             out = timed(*arguments)
             if cotangents is None:
                 return out
-            return torch.autograd.grad(out, [x for x in arguments if x.requires_grad], *next(cotangents))
+            return torch.autograd.grad(out, [x for x in arguments if x.requires_grad], next(cotangents))
 
         check_serving(call, way, op)
         iterations = max(1, round(ROUND_SECONDS / median_seconds(call, 5)))
@@ -326,7 +326,8 @@ def compare(
 def check_default(result: Comparison, default: Way) -> None:
     """Fail where another way of the same kind, compiled or not, beats the default: SERVES follows the figures."""
     for way in (way for way in WAYS if way.name in result.times and way.compiled == default.compiled):
+        ratio = statistics.median(result.ratios(default.name, way.name))
         assert not result.slower(default.name, way.name), (
-            f"{result.name}: {default.name}, the default here, takes {statistics.median(result.ratios(default.name, way.name)):.2f} "
-            f"times as long as {way.name}; change SERVES in ctm_fast/ops/_library.py"
+            f"{result.name}: {default.name}, the default here, takes {ratio:.2f} times as long as {way.name}; "
+            "change SERVES in ctm_fast/ops/_library.py"
         )

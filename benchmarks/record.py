@@ -1,7 +1,7 @@
 """``python -m benchmarks.record [pytest arguments]``: run the benchmarks and keep the figures, if nothing failed.
 
-Writes ``benchmarks/results/<machine>.json`` whole or not at all: what ran (machine, versions, build, commit, threads), and
-for each benchmark its median and what stands beside it (rate, ceiling, share; medians and ratios of the ways).
+Writes ``benchmarks/results/<machine>.json`` whole or not at all: what ran (machine, versions, build, commit, threads),
+and for each benchmark its median and what stands beside it (rate, ceiling, share; medians and ratios of the ways).
 """
 
 import json
