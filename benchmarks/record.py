@@ -1,4 +1,4 @@
-"""``python -m benchmarks.record [pytest arguments]``: run the benchmarks and keep the figures, if nothing failed.
+"""``python -m benchmarks.record``: run all benchmarks and keep their figures, if nothing failed.
 
 Writes ``benchmarks/results/<machine>.json`` whole or not at all: what ran (machine, versions, build, commit, threads),
 and for each benchmark its median and what stands beside it (rate, ceiling, share; medians and ratios of the ways).
@@ -49,7 +49,7 @@ def main() -> int:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "benchmark.json")
-        code = pytest.main([str(HERE), "--benchmark-only", f"--benchmark-json={path}", *sys.argv[1:]])
+        code = pytest.main([str(HERE), "--benchmark-only", f"--benchmark-json={path}"])
         if code != pytest.ExitCode.OK:
             print("a benchmark failed: nothing was recorded", file=sys.stderr)
             return int(code)
