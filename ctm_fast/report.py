@@ -5,7 +5,7 @@ inside ``torch.compile``, with the reason why each kernel that would come before
 """
 
 import argparse
-import importlib.util
+import importlib.machinery
 import json
 import os
 import platform
@@ -20,7 +20,10 @@ import ctm_fast
 from ctm_fast import _libraries, ops
 from ctm_fast.ops import _library
 
-HAS_BUILD_INFO = importlib.util.find_spec("ctm_fast._C") is not None
+# Beside this file, not anywhere on the path: another installation's would tell of another build.
+HAS_BUILD_INFO = any(
+    Path(__file__).with_name(f"_C{suffix}").exists() for suffix in importlib.machinery.EXTENSION_SUFFIXES
+)
 if HAS_BUILD_INFO:  # not try: a module that is there and does not load is an error
     from ctm_fast import _C
 

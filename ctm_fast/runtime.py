@@ -1,7 +1,9 @@
 """What a command line decides before any work: device, threads, precision of products, and how errors are told."""
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 
@@ -10,15 +12,36 @@ from ctm_fast.errors import ConfigError, UserError
 MATMUL_PRECISION = "high"
 """Of float32 products in training and sampling: TF32 on GPUs that have it. Equality tests use "highest"."""
 
+MAX_THREADS = 1024
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments whose errors are a ConfigError, one line like any other, not a page of usage."""
+
+    def __init__(self, prog: str, description: str | None) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def default_threads() -> int:
+    """Half of the cores that torch sees.
+
+    A step waits for its slowest thread; where other work shares the cores, that thread can make it twenty times slower
+    than one thread alone would be.
+    """
+    return max(1, torch.get_num_threads() // 2)
+
 
 def prepare(device: str | None, threads: int | None) -> torch.device:
-    """Set the number of CPU threads and the precision of products; the device, by default the first GPU if any.
+    """Set the number of CPU threads (None: leave it) and the precision of products; the device, by default a GPU.
 
     Raises ConfigError naming the option.
     """
     if threads is not None:
-        if threads < 1:
-            raise ConfigError(f"--threads: expected at least 1, got {threads}")
+        if not 1 <= threads <= MAX_THREADS:
+            raise ConfigError(f"--threads: expected 1 to {MAX_THREADS}, got {threads}")
         torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(MATMUL_PRECISION)
     torch.backends.cudnn.allow_tf32 = True
@@ -26,21 +49,25 @@ def prepare(device: str | None, threads: int | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda"):
+            raise ConfigError(f"--device: expected cpu or cuda, got {device!r}")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device: expected a device of this machine, got {device!r}: {_first_line(error)}") from error
+        raise ConfigError(
+            f"--device: expected a device of this machine, got {device!r}: {_first_line(error)}"
+        ) from error
     return chosen
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; an error of the user's becomes one line and exit code 2, Ctrl-C exit code 130."""
+    """Call ``main``; an error of the user's or of a file becomes one line and exit code 2, Ctrl-C exit code 130."""
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last save", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 

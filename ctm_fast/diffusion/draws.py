@@ -33,10 +33,12 @@ class Jumps:
 
     @property
     def t(self) -> Levels64:
+        """Where the jumps start, [B]."""
         return self.way[0]
 
     @property
     def u(self) -> Levels64:
+        """Where the solver arrives, [B]."""
         return self.way[-1]
 
 

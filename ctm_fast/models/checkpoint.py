@@ -1,6 +1,7 @@
 """Models on disk: safetensors, with all that is needed to rebuild and to date them in the metadata."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -57,47 +58,69 @@ def load_model(
     header, tensors = _read(Path(path))
     try:
         network = NetworkConfig(**_tuples(json.loads(header["network"])))
-        net = build_network(network, s_branch=header["kind"] == "ctm")
-        model = _KINDS[header["kind"]](net, json.loads(header["sigma_data"]), dtype=dtype)
-        metadata = json.loads(header["metadata"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the description of the model does not fit: {error}") from error
-    load_weights(model.net, tensors, str(path))
+        kind = _KINDS[header["kind"]]
+        s_branch = kind is CTM
+        with torch.device("meta"):  # shapes alone: what describes a huge network must not take its memory
+            described = build_network(network, s_branch=s_branch)
+        sigma_data = float(json.loads(header["sigma_data"]))
+        metadata = dict(json.loads(header["metadata"]))
+    except Exception as error:  # a foreign description may fail at any depth
+        raise CheckpointError(f"{path}: the description of the model does not fit: {_reason(error)}") from error
+    if not (math.isfinite(sigma_data) and sigma_data > 0):
+        raise CheckpointError(f"{path}: sigma_data: expected a positive number, got {sigma_data}")
+    _check_weights(path, tensors, described.state_dict())
+    net = build_network(network, s_branch=s_branch)
+    net.load_state_dict(tensors)
+    model = kind(net, sigma_data, dtype=dtype)
     return model.eval().requires_grad_(False).to(device), {"network": network, **metadata}
 
 
-def load_weights(net: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Copy ``tensors`` into ``net``; CheckpointError naming ``source`` and the first tensor that does not fit."""
-    expected = net.state_dict()
+def _check_weights(path: str | Path, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """CheckpointError naming the first tensor whose name, shape or dtype is not as expected."""
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
-            raise CheckpointError(f"{source}: holds another architecture: tensor {name} is missing")
+            raise CheckpointError(f"{path}: holds another architecture: tensor {name} is missing")
         if name not in expected:
-            raise CheckpointError(f"{source}: holds another architecture: tensor {name} is not in the network")
-        if tensors[name].shape != expected[name].shape:
-            raise CheckpointError(
-                f"{source}: holds another architecture: tensor {name}: expected shape {list(expected[name].shape)}, "
-                f"got {list(tensors[name].shape)}"
-            )
-    net.load_state_dict(dict(tensors))
+            raise CheckpointError(f"{path}: holds another architecture: tensor {name} is not in the network")
+        wanted, got = _kind_of(expected[name]), _kind_of(tensors[name])
+        if wanted != got:
+            raise CheckpointError(f"{path}: holds another architecture: tensor {name}: expected {wanted}, got {got}")
+
+
+def _kind_of(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a .safetensors file, found none")
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-        raise CheckpointError(f"{path}: expected a .safetensors file of ctm_fast, got a pickle, which is never loaded")
     try:
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path}: expected a .safetensors file, got {'a directory' if path.is_dir() else 'no such file'}"
+            )
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a complete .safetensors file: {error}") from error
+        if _is_pickle(path):
+            message = f"{path}: expected a .safetensors file of ctm_fast, got a pickle, which is never loaded"
+            raise CheckpointError(message) from error
+        raise CheckpointError(f"{path}: not a complete .safetensors file: {_reason(error)}") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: expected format {FORMAT}, got {header.get('format')!r}")
     return header, tensors
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether it starts as a pickle or as PyTorch's zip of one. (So may the length that a .safetensors starts with.)"""
+    try:
+        with path.open("rb") as file:
+            return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    except OSError:
+        return False
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A model that is ready to sample: seeds in, images out."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ctm_fast import runtime
 from ctm_fast.diffusion.images import to_uint8
 from ctm_fast.diffusion.schedule import Levels, sampler_sigmas
-from ctm_fast.errors import CheckpointError, ConfigError
+from ctm_fast.errors import CheckpointError, ConfigError, LevelError
 from ctm_fast.models import CTM, EDMDenoiser, load_model
 from ctm_fast.samplers import generate, renoise_levels
 
@@ -20,24 +21,25 @@ _OUTPUTS = ("float", "uint8", "pil")
 _MAX_SEED = 2**63 - 1
 
 
-def load(
-    path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-) -> "Sampler":
+def load(path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Sampler":
     """A :class:`Sampler` of a snapshot.
 
     Args:
         path: a .safetensors file of a run, teacher or CTM.
         device: by default the first GPU, else the CPU.
-        dtype: what the network computes in; float32 by default.
+        dtype: what the network computes in: float32 (the default), bfloat16 or float16.
 
-    Raises CheckpointError naming the file, ConfigError for a device that is not there.
+    Raises CheckpointError naming the file, ConfigError for another dtype or a device that is not there.
     """
+    dtype = torch.float32 if dtype is None else dtype
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ConfigError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
     chosen = runtime.prepare(None if device is None else str(device), None)
-    model, metadata = load_model(path, device=chosen, dtype=dtype or torch.float32)
+    model, metadata = load_model(path, device=chosen, dtype=dtype)
     try:
         levels = Levels(**metadata["config"]["levels"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: expected the noise levels of the model in its metadata, got none") from error
+    except (KeyError, TypeError, LevelError) as error:
+        raise CheckpointError(f"{path}: expected the noise levels of the model in its metadata: {error!r}") from error
     return Sampler(model, levels)
 
 
@@ -57,8 +59,8 @@ class Sampler:
         self.device = model.net.out_conv.weight.device
 
     @property
-    def numlabels_of(self) -> int:
-        """0 for an unconditional model."""
+    def num_classes(self) -> int:
+        """How many classes the model is conditioned on; 0 for an unconditional model."""
         return self.model.net.label_dim
 
     def __call__(
@@ -74,19 +76,20 @@ class Sampler:
         Args:
             seeds: integers in 0..2^63 - 1, one image each.
             steps: jumps of gamma-sampling, one network evaluation each; levels of the Heun solver for a teacher.
-            gamma: in [0, 1]: 0 is deterministic, 1 is consistency-model multistep.
+            gamma: in [0, 1]: 0 is deterministic, 1 is consistency-model multistep. A teacher takes 0 only.
             labels: classes, one for each seed or one for all; by default seed modulo the number of classes.
             output: "float": [B, C, H, W] float32 in [-1, 1]; "uint8": [B, H, W, C], rounded; "pil": a list.
 
         Raises ConfigError or LevelError, naming the argument, before any work.
         """
-        seeds = list(seeds)
-        for seed in seeds:
-            if not isinstance(seed, int) or not 0 <= seed <= _MAX_SEED:
-                raise ConfigError(f"seeds: expected integers in 0..2^63-1, got {seed!r}")
+        seeds = _integers("seeds", seeds, _MAX_SEED)
         if not isinstance(steps, int) or not 1 <= steps <= 10_000:
             raise ConfigError(f"steps: expected an integer in 1..10000, got {steps!r}")
+        if not isinstance(gamma, int | float):
+            raise ConfigError(f"gamma: expected a number, got {gamma!r}")
         renoise_levels(sampler_sigmas(steps, self.levels).tolist(), gamma)
+        if gamma and isinstance(self.model, EDMDenoiser):
+            raise ConfigError(f"gamma: expected 0 for a teacher, whose solver is deterministic, got {gamma}")
         if output not in _OUTPUTS:
             raise ConfigError(f"output: expected one of {', '.join(_OUTPUTS)}, got {output!r}")
         classes = self.labels_of(seeds, labels)
@@ -119,10 +122,24 @@ class Sampler:
             return None
         if labels is None:
             return [seed % self.num_classes for seed in seeds]
-        classes = [labels] * len(seeds) if isinstance(labels, int) else list(labels)
+        given = [labels] * len(seeds) if isinstance(labels, int) else labels
+        classes = _integers("labels", given, self.num_classes - 1)
         if len(classes) != len(seeds):
             raise ConfigError(f"labels: expected {len(seeds)}, one for each seed, got {len(classes)}")
-        for label in classes:
-            if not isinstance(label, int) or not 0 <= label < self.num_classes:
-                raise ConfigError(f"labels: expected integers in 0..{self.num_classes - 1}, got {label!r}")
         return classes
+
+
+def _integers(name: str, values: Iterable[object], highest: int) -> list[int]:
+    """``values`` (of Python, NumPy or PyTorch) as Python integers; ConfigError unless all are in 0..highest."""
+    if not isinstance(values, Iterable):
+        raise ConfigError(f"{name}: expected a sequence of integers, got {values!r}")
+    numbers = []
+    for value in values:
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            number = -1
+        if not 0 <= number <= highest:
+            raise ConfigError(f"{name}: expected integers in 0..{highest}, got {value!r}")
+        numbers.append(number)
+    return numbers

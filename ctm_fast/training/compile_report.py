@@ -24,9 +24,13 @@ class CompileReport:
     compile_seconds: float
     break_even: int | None
     """The step after which compiling has paid for itself; None if it never does."""
+    steps: int
+    """Of the whole stage."""
 
     def __str__(self) -> str:
-        pays = f"pays from step {self.break_even}" if self.break_even is not None else "does not pay here"
+        pays = (
+            f"pays from step {self.break_even} of {self.steps}" if self.break_even is not None else "does not pay here"
+        )
         return (
             f"{self.stage}: {self.eager:.0f} images/s eager, {self.compiled:.0f} compiled "
             f"({', '.join(self.regions)}); {self.compile_seconds:.1f} s to compile, {pays}"
@@ -56,6 +60,7 @@ def measure(stage: Stage, regions: Regions) -> CompileReport | None:
         compiled=batch / compiled,
         compile_seconds=cost,
         break_even=round(cost / (eager - compiled)) if compiled < eager else None,
+        steps=stage.settings.steps,
     )
 
 

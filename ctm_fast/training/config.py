@@ -7,7 +7,9 @@ compilation, where it is written) is an argument of the command line.
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -17,10 +19,13 @@ from ctm_fast.losses.distance import DISTANCES
 from ctm_fast.models import NetworkConfig
 
 STAGES = ("teacher", "ctm")
+MAX_CLASSES = 65536
 
 
 @dataclass(frozen=True)
 class DataConfig:
+    """What is trained on."""
+
     source: str = "digits"
     """``digits`` (in the package), ``fashion-mnist``, or a path: see ``training/data.py``."""
     conditional: bool = True
@@ -67,6 +72,8 @@ class CTMConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
+    """A whole run: two runs of equal configuration on one machine are equal. Raises ConfigError naming the key."""
+
     preset: str = "digits"
     seed: int = 0
     stages: tuple[str, ...] = STAGES
@@ -83,15 +90,23 @@ class RunConfig:
     log_every: int = 20
 
     def __post_init__(self) -> None:
+        for key, value in _leaves(dataclasses.asdict(self)):
+            _expect(not isinstance(value, float) or math.isfinite(value), key, "a finite number", value)
+        names_a_directory = re.fullmatch(r"[A-Za-z0-9_.-]+", self.preset) is not None
+        _expect(names_a_directory, "preset", "letters, digits, dots, dashes", self.preset)
         _expect(0 <= self.seed < 2**30, "seed", "0 <= seed < 2^30", self.seed)
         _expect(self.stages in (STAGES, STAGES[:1], STAGES[1:]), "stages", "teacher,ctm or teacher or ctm", self.stages)
         _expect(self.sigma_data > 0, "sigma_data", "a positive number", self.sigma_data)
         _expect(self.snapshot_every > 0, "snapshot_every", "a positive number", self.snapshot_every)
         _expect(self.log_every > 0, "log_every", "a positive number", self.log_every)
         for name, stage in (("teacher", self.teacher), ("ctm", self.ctm)):
-            for key in ("steps", "batch", "lr"):
-                _expect(getattr(stage, key) > 0, f"{name}.{key}", "a positive number", getattr(stage, key))
+            _expect(0 < stage.steps < 2**31, f"{name}.steps", "0 < steps < 2^31", stage.steps)
+            _expect(0 < stage.batch <= 2**20, f"{name}.batch", "0 < batch <= 2^20", stage.batch)
+            _expect(stage.lr > 0, f"{name}.lr", "a positive number", stage.lr)
             _expect(0 <= stage.ema < 1, f"{name}.ema", "0 <= ema < 1", stage.ema)
+        _expect(self.teacher.p_std > 0, "teacher.p_std", "a positive number", self.teacher.p_std)
+        _expect(1 <= self.levels.rho <= 100, "levels.rho", "1 <= rho <= 100", self.levels.rho)
+        _expect(2 <= self.ctm.points <= 10_000, "ctm.points", "2 <= points <= 10000", self.ctm.points)
         _expect(
             1 <= self.ctm.max_solver_steps < self.ctm.points,
             "ctm.max_solver_steps",
@@ -99,12 +114,10 @@ class RunConfig:
             self.ctm.max_solver_steps,
         )
         _expect(self.ctm.distance in DISTANCES, "ctm.distance", " or ".join(DISTANCES), self.ctm.distance)
-        _expect(
-            self.ctm.adaptive_layer in ("output", "block"),
-            "ctm.adaptive_layer",
-            "output or block",
-            self.ctm.adaptive_layer,
-        )
+        _expect(self.ctm.huber_c > 0, "ctm.huber_c", "a positive number", self.ctm.huber_c)
+        _expect(self.ctm.dsm_weight >= 0, "ctm.dsm_weight", "a number not below 0", self.ctm.dsm_weight)
+        layer = self.ctm.adaptive_layer
+        _expect(layer in ("output", "block"), "ctm.adaptive_layer", "output or block", layer)
         _expect(0 < self.ctm.uniform_to <= 1, "ctm.uniform_to", "0 < uniform_to <= 1", self.ctm.uniform_to)
         _expect(
             self.data.conditional == (self.network.label_dim > 0),
@@ -112,6 +125,25 @@ class RunConfig:
             "the number of classes if data.conditional, else 0",
             self.network.label_dim,
         )
+        _check_network(self.network)
+
+
+def _check_network(network: NetworkConfig) -> None:
+    """The range of each size by itself; whether they fit together, the network says when it is built."""
+    for key, low, high in (
+        ("img_resolution", 1, 1024),
+        ("model_channels", 2, 4096),
+        ("num_blocks", 1, 64),
+        ("label_dim", 0, MAX_CLASSES),
+        ("head_channels", 0, 4096),
+    ):
+        value = getattr(network, key)
+        _expect(low <= value <= high, f"network.{key}", f"{low} <= {key} <= {high}", value)
+    mult = network.channel_mult
+    _expect(network.img_channels in (1, 3), "network.img_channels", "1 or 3", network.img_channels)
+    _expect(1 <= len(mult) <= 10, "network.channel_mult", "1 to 10 numbers", mult)
+    _expect(all(1 <= value <= 64 for value in mult), "network.channel_mult", "numbers in 1..64", mult)
+    _expect(0 <= network.dropout < 1, "network.dropout", "0 <= dropout < 1", network.dropout)
 
 
 def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
@@ -142,8 +174,8 @@ def from_dict(tree: dict[str, Any]) -> RunConfig:
 def _assign(tree: dict[str, Any], config: Any, key: str, text: str) -> None:
     node, owner, parts = tree, config, key.split(".")
     for part in parts[:-1]:
-        if part not in node or not isinstance(node[part], dict):
-            raise ConfigError(f"--set {key}: unknown section {part!r}; {nearest(part, _sections(node))}")
+        if not isinstance(node.get(part), dict):
+            raise ConfigError(f"--set {key}: unknown key; {nearest(key, _keys(tree))}")
         node, owner = node[part], getattr(owner, part)
     name = parts[-1]
     if name not in node:
@@ -167,7 +199,7 @@ def _parse(key: str, text: str, kind: Any) -> Any:
         raise ConfigError(f"--set {key}: expected {name}, got {text!r}") from error
 
 
-def _build(cls: type, tree: dict[str, Any], path: str) -> Any:
+def _build(cls: Any, tree: dict[str, Any], path: str) -> Any:
     hints = get_type_hints(cls)
     for key in tree:
         if key not in hints:
@@ -190,15 +222,17 @@ def _expect(holds: bool, key: str, expected: str, value: object) -> None:
         raise ConfigError(f"{key}: expected {expected}, got {value!r}")
 
 
-def _sections(node: dict[str, Any]) -> list[str]:
-    return [key for key, value in node.items() if isinstance(value, dict)]
-
-
-def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    keys = []
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in ``tree`` that is not a section."""
     for key, value in tree.items():
-        keys += _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-    return keys
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _keys(tree: dict[str, Any]) -> list[str]:
+    return [key for key, _ in _leaves(tree)]
 
 
 def nearest(name: str, among: Iterable[str]) -> str:

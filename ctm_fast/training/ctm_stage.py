@@ -62,9 +62,9 @@ class CTMStep:
         self.layer = layer
         self.sigma_min = sigma_min
         self.dsm_weight = dsm_weight
-        self.teacher_denoise = regions.compile("teacher", teacher.denoise, grad=False)
-        self.student_jump = regions.compile("student, forward", student.jump, grad=False)
-        self.target_jump = regions.compile("target, forward", target.jump, grad=False)
+        self.teacher_denoise = regions.compile("teacher", teacher.denoise, repeated=True)
+        self.student_jump = regions.compile("student, forward", student.jump)
+        self.target_jump = regions.compile("target, forward", target.jump)
         self.target_jump_grad = regions.compile("target, forward and backward", target.jump)
         self.body = regions.compile("student's body, forward and backward", student.net.body)
         self.tail = regions.compile("student's tail, forward and backward", student.net.tail)

@@ -2,23 +2,26 @@
 
 import math
 import time
-from collections import defaultdict
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ctm_fast import __version__
+from ctm_fast.errors import UserError
 from ctm_fast.models import save_model
-from ctm_fast.training.config import to_dict
+from ctm_fast.training.config import STAGES, to_dict
 from ctm_fast.training.preview import save_preview
 from ctm_fast.training.regions import Timer
 from ctm_fast.training.run_directory import RunDirectory
 from ctm_fast.training.stage import Stage
 
+_EVERY = 10.0  # seconds between two lines of progress where there is no bar
 
-class Diverged(RuntimeError):
-    """A loss is no longer finite."""
+
+class DivergedError(UserError):
+    """A loss is no longer finite: the configuration does not train."""
 
 
 class _Means:
@@ -40,28 +43,49 @@ class _Means:
 
 
 def run_stage(stage: Stage, run: RunDirectory, timer: Timer, start: int) -> None:
-    """Steps ``start`` to the last of ``stage``, saved every ``snapshot_every`` steps and at the end."""
+    """Steps ``start`` to the last of ``stage``, saved every ``snapshot_every`` steps and at the end.
+
+    Shows a bar on a terminal, else a line now and then. Raises :class:`DivergedError`, before anything is saved of it.
+    """
     config, settings = run.config, stage.settings
     means = _Means()
-    begin = time.perf_counter()
+    first = printed = begin = time.perf_counter()
     since = start
     with tqdm(
         initial=start, total=settings.steps, desc=stage.name, unit="step", disable=None, dynamic_ncols=True
     ) as bar:
         for step in range(start, settings.steps):
+            _seed_dropout(config.seed, stage, step)
             means.add(stage.train_step(step))
             done = step + 1
             bar.update()
             last = done == settings.steps
-            if done % config.log_every == 0 or last:
+            save_now = done % config.snapshot_every == 0 or last
+            if done % config.log_every == 0 or save_now:  # no mean reaches over a save: a resumed run logs the same
                 figures = means.take()
-                seconds = time.perf_counter() - begin
-                _log(stage, run, timer, done, done - since, seconds, figures)
+                now = time.perf_counter()
+                line = _log(stage, run, timer, done, done - since, now - begin, figures)
                 bar.set_postfix(loss=f"{figures['loss']:.4f}")
+                if bar.disable and (last or now - printed >= _EVERY):
+                    left = (now - first) / (done - start) * (settings.steps - done)
+                    print(_progress(line, settings.steps, left), flush=True)
+                    printed = now
                 begin, since = time.perf_counter(), done
-            if done % config.snapshot_every == 0 or last:
+            if save_now:
                 save(stage, run, done)
                 begin = time.perf_counter()
+
+
+def _seed_dropout(seed: int, stage: Stage, step: int) -> None:
+    """Dropout is the one draw from torch's own generator: with this it too is a function of (seed, stage, step)."""
+    torch.manual_seed(((2 * seed + STAGES.index(stage.name)) << 32) + step)
+
+
+def _progress(line: dict[str, Any], steps: int, left: float) -> str:
+    return (
+        f"{line['stage']} {line['step']}/{steps}: loss {line['loss']:.4f}, {line['images_per_second']:.0f} images/s, "
+        f"{tqdm.format_interval(left)} left"
+    )
 
 
 def save(stage: Stage, run: RunDirectory, step: int) -> None:
@@ -87,7 +111,8 @@ def save(stage: Stage, run: RunDirectory, step: int) -> None:
 
 def _log(
     stage: Stage, run: RunDirectory, timer: Timer, step: int, steps: int, seconds: float, figures: dict[str, float]
-) -> None:
+) -> dict[str, Any]:
+    """Append the means over the last ``steps`` steps to stats.jsonl; the line that was written."""
     line: dict[str, Any] = {
         "stage": stage.name,
         "step": step,
@@ -98,8 +123,9 @@ def _log(
     }
     for name, value in figures.items():
         if not math.isfinite(value):
-            raise Diverged(
-                f"{stage.name}: {name} is {value} between steps {step - steps} and {step}; "
-                f"lower {stage.name}.lr, or go on from the last save with another seed"
+            raise DivergedError(
+                f"{stage.name}: expected finite figures, got {name} = {value} between steps {step - steps} and {step}; "
+                f"lower {stage.name}.lr, or try another seed"
             )
     run.append_stats(line)
+    return line

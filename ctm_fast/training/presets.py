@@ -19,8 +19,9 @@ PRESETS: dict[str, RunConfig] = {
             attn_resolutions=(),
             dropout=0.0,
         ),
+        snapshot_every=100,
         teacher=TeacherConfig(steps=1000, batch=128, lr=1e-3, ema=0.995),
-        ctm=CTMConfig(steps=400, batch=64, lr=1e-3, lr_decay=True, ema=0.995, points=8, max_solver_steps=7),
+        ctm=CTMConfig(steps=400, batch=64, lr=1e-3, lr_decay=True, ema=0.98, points=8, max_solver_steps=7),
     ),
     "fashion-mnist-16": RunConfig(
         preset="fashion-mnist-16",

@@ -1,8 +1,8 @@
 """The parts of a training step that ``torch.compile`` takes over, one by one, and the clock beside them.
 
-A region is compiled where that pays within a run. On a CPU, compiling the backward pass of a network that trains for
-minutes costs more than it returns, so only the passes without a gradient are compiled there: the teacher's above all,
-which a CTM step calls 2k times.
+A region is compiled where that pays within a run. On a CPU, compiling costs tens of seconds a region, which a pass
+that a step makes once does not return within minutes of training: there, only the teacher is compiled, which a CTM step
+calls 2k times and never differentiates.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class Regions:
 
     Args:
         compile: whether ``--compile`` was asked for.
-        device: on "cpu" only regions without a gradient are compiled, elsewhere all.
+        device: on "cpu" only regions that a step calls many times are compiled, elsewhere all.
     """
 
     def __init__(self, *, compile: bool, device: torch.device) -> None:
@@ -63,9 +63,9 @@ class Regions:
         self.timer = Timer(device)
         self.compiled: list[str] = []
 
-    def compile(self, name: str, function: Callable[P, R], *, grad: bool = True) -> Callable[P, R]:
-        """``function``, compiled at its first call while ``enabled``; ``grad`` tells whether it is differentiated."""
-        if not self.enabled or (grad and self.device.type == "cpu"):
+    def compile(self, name: str, function: Callable[P, R], *, repeated: bool = False) -> Callable[P, R]:
+        """``function``, compiled at its first call while ``enabled``; ``repeated``: a step calls it many times."""
+        if not self.enabled or (self.device.type == "cpu" and not repeated):
             return function
         self.compiled.append(name)
         compiled = torch.compile(function, dynamic=False, fullgraph=True)

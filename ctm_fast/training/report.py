@@ -34,8 +34,8 @@ class Figures:
     frechet: float
 
 
-def write_report(run: RunDirectory, dataset: ImageDataset, teacher: Path, device: torch.device) -> None:
-    """Write report.json, the pictures and, last, report.md into the run's directory."""
+def write_report(run: RunDirectory, dataset: ImageDataset, teacher: Path, device: torch.device) -> str:
+    """Write report.json, the pictures and, last, report.md into the run's directory; the table, in Markdown."""
     config = run.config
     real, labels = to_float(dataset.images[:_REAL]), None if dataset.labels is None else dataset.labels[:_REAL]
     classifier, held_out = None, None
@@ -55,24 +55,35 @@ def write_report(run: RunDirectory, dataset: ImageDataset, teacher: Path, device
         assert isinstance(student, CTM)
         rows += [figures("CTM", student, 1), figures("CTM", student, 2)]
         save_comparison(teacher_model, student, config, run.path / "samples.png")
-    rows += [figures("teacher, Heun", teacher_model, TEACHER_STEPS), figures("teacher, one Euler step", teacher_model, 1)]
+    rows += [figures("teacher, Heun", teacher_model, TEACHER_STEPS)]
+    rows += [figures("teacher, one Euler step", teacher_model, 1)]
 
     stats = run.stats()
     for stage in config.stages:
         _save_curves(run, stats, stage)
+    floor = half_half_floor(real, config.seed)
     summary = {
         "ctm_fast": __version__,
         "preset": config.preset,
         "seed": config.seed,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device}",
+        "machine": _machine(device),
         "samples": _COUNT,
         "classifier_held_out_accuracy": held_out,
-        "frechet_floor": half_half_floor(real, config.seed),
+        "frechet_floor": floor,
         "rows": [vars(row) for row in rows],
         "stages": {stage: _stage_summary(stats, stage) for stage in config.stages},
     }
+    table = _table(rows, floor)
+    network = run.snapshot("ctm", config.ctm.steps) if student else teacher
     run.write_json("report.json", summary)
-    run.write_text("report.md", _markdown(summary, rows, dataset, student is not None))
+    run.write_text("report.md", _markdown(summary, table, dataset, student is not None, network.name))
+    return table
+
+
+def _machine(device: torch.device) -> str:
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    threads = torch.get_num_threads()
+    return f"{where}, {threads} CPU thread{'s' if threads > 1 else ''}, torch {torch.__version__}"
 
 
 def _figures(
@@ -111,14 +122,32 @@ def _stage_summary(stats: list[dict[str, Any]], stage: str) -> dict[str, Any]:
 
 def _save_curves(run: RunDirectory, stats: list[dict[str, Any]], stage: str) -> None:
     lines = [line for line in stats if line["stage"] == stage and "seconds" in line]
-    names = [name for name in ("loss", "ctm_loss", "dsm_loss") if lines and name in lines[0]]
+    names: list[str] = [name for name in ("loss", "ctm_loss", "dsm_loss") if lines and name in lines[0]]
     steps = [line["step"] for line in lines]
     curves = {name: (steps, [line[name] for line in lines]) for name in names}
     picture = line_plot(curves, title=f"{run.config.preset}: {stage}", xlabel="step", ylabel="loss", log_y=True)
     save_png(picture, run.path / f"loss-{stage}.png")
 
 
-def _markdown(summary: dict[str, Any], rows: list[Figures], dataset: ImageDataset, student: bool) -> str:
+def _table(rows: list[Figures], floor: float) -> str:
+    """The rows as a Markdown table, in columns that line up as plain text too."""
+    cells = [
+        ["samples", "NFE", "recognised", "variance ratio", "Frechet distance"],
+        *(
+            [row.samples, str(row.nfe), _percent(row.recognised), _number(row.variance_ratio), _number(row.frechet)]
+            for row in rows
+        ),
+        ["real, half against half", "", "", "", _number(floor)],
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [cells[0], ruler, *cells[1:]]
+    return "\n".join(
+        "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |" for line in lines
+    )
+
+
+def _markdown(summary: dict[str, Any], table: str, dataset: ImageDataset, student: bool, network: str) -> str:
     lines = [
         f"# {summary['preset']}, seed {summary['seed']}",
         "",
@@ -129,40 +158,44 @@ def _markdown(summary: dict[str, Any], rows: list[Figures], dataset: ImageDatase
     if student:
         lines += ["Left the teacher at 35 evaluations, right the student in one step, from the same noise:", ""]
         lines += ["![teacher and student](samples.png)", ""]
-    lines += [
-        f"{summary['samples']} samples each, classes in turn:",
-        "",
-        "| samples | NFE | recognised as asked | variance within a class, over the real | Frechet distance, pixels |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        *(
-            f"| {row.samples} | {row.nfe} | {_percent(row.recognised)} | {_number(row.variance_ratio)} "
-            f"| {_number(row.frechet)} |"
-            for row in rows
-        ),
-        f"| real, half against half | | | | {_number(summary['frechet_floor'])} |",
-        "",
-    ]
+    lines += [f"{summary['samples']} samples each{', classes in turn' if dataset.num_classes else ''}:", "", table, ""]
     if summary["classifier_held_out_accuracy"] is not None:
         lines += [
-            f"Recognised by a small classifier trained on the real images (seed {summary['seed']}), which is right on "
-            f"{_percent(summary['classifier_held_out_accuracy'])} of those held out. A denoiser's class means would have "
-            "a variance ratio near 0. The Frechet distance compares the Gaussians of the pixels; it is not an FID.",
-            "",
+            "- **recognised**: as the class asked for, by a small classifier trained on the real images "
+            f"(seed {summary['seed']}), which is right on {_percent(summary['classifier_held_out_accuracy'])} "
+            "of those held out;",
+            "- **variance ratio**: of the pixels within a class, over that of the real images; class means, "
+            "a denoiser's answer to pure noise, would have 0;",
         ]
+    lines += [
+        "- **Frechet distance**: between the Gaussians of the pixels of samples and real images; it is not an FID.",
+        "",
+        "More of them, from the directory that holds this report:",
+        "",
+        f"    python -m ctm_fast.sample --network {network} --seeds 0-99 --steps {1 if student else TEACHER_STEPS} "
+        "--out more.png",
+        "",
+    ]
     for stage, figures in summary["stages"].items():
-        lines += [f"## {stage}", "", f"{figures['steps']} steps in {figures['seconds']:.0f} s, "]
-        lines[-1] += f"{figures['images_per_second_median'] or 0:.0f} images/s (median)."
+        lines += [f"## {stage}", "", f"{figures['steps']} steps in {_duration(figures['seconds'])}"]
+        if figures["images_per_second_median"] is not None:
+            lines[-1] += f", {figures['images_per_second_median']:.0f} images/s (median)"
+        lines[-1] += "."
         if figures["teacher_share"] is not None:
             lines[-1] += f" {_percent(figures['teacher_share'])} of the time went into the teacher."
         for report in figures["compile"]:
             lines += [
                 "",
                 f"--compile: {report['eager']:.0f} images/s without, {report['compiled']:.0f} with "
-                f"({', '.join(report['regions'])}); {report['compile_seconds']:.1f} s to compile, "
+                f"({'; '.join(report['regions'])}); {report['compile_seconds']:.1f} s to compile, "
                 + (f"paid back after {report['break_even']} steps." if report["break_even"] else "not paid back here."),
             ]
         lines += ["", f"![loss of {stage}](loss-{stage}.png)", ""]
     return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 def _percent(value: float | None) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from ctm_fast.errors import CheckpointError, ConfigError, DataError
 from ctm_fast.files import atomic_write
-from ctm_fast.models import EDMDenoiser, load_model
+from ctm_fast.models import EDMDenoiser, build_network, load_model
 from ctm_fast.training.compile_report import measure
 from ctm_fast.training.config import RunConfig
 from ctm_fast.training.ctm_stage import CTMStage
@@ -35,12 +35,16 @@ def train(
 
     Raises DataError, ConfigError or CheckpointError before anything is written.
     """
+    _check_network(config)
+    if teacher is not None and "teacher" in config.stages:
+        raise ConfigError(f"--teacher: expected only with --stage ctm, got {teacher} for {', '.join(config.stages)}")
+    if teacher is None and "teacher" not in config.stages:
+        raise ConfigError("--teacher: expected the teacher's .safetensors for --stage ctm, got none")
+    if config.teacher_file:
+        raise ConfigError(f"teacher_file: expected to be set by --teacher alone, got {config.teacher_file!r}")
     dataset = _dataset(config)
     if teacher is not None:
-        config = replace(config, teacher_file=hashlib.sha256(_bytes(teacher)).hexdigest())
-        load_teacher(teacher, config)
-    elif "teacher" not in config.stages:
-        raise ConfigError("--teacher: expected the teacher's .safetensors for --stage ctm, got none")
+        config = _with_teacher(config, teacher)
     run = RunDirectory.open(outdir, config)
     if run.finished:
         print(f"{run.path}: already finished; {run.path / 'report.md'}")
@@ -54,7 +58,8 @@ def train(
     if state and state["stage"] == "ctm":
         done["teacher"] = config.teacher.steps
     run.rewind_stats(done)
-    print(f"{run.path}: " + (f"going on after step {state['step']} of {state['stage']}" if state else "starting"))
+    begin = f"going on after step {state['step']} of {state['stage']}" if state else "starting"
+    print(f"{run.path}: {begin} on {device}", flush=True)
     for name in config.stages:
         start = done.get(name, 0)
         if start >= _steps(config, name):
@@ -65,8 +70,9 @@ def train(
             stage.load_state(state["weights"])
         _compile(stage, regions, run, start)
         run_stage(stage, run, regions.timer, start)
-    write_report(run, dataset, teacher_path(run), device)
-    print(f"{run.path / 'report.md'}")
+    print("writing the report", flush=True)
+    print(write_report(run, dataset, teacher_path(run), device))
+    print(run.path / "report.md")
     return run.path
 
 
@@ -75,12 +81,11 @@ def load_teacher(path: Path, config: RunConfig) -> EDMDenoiser:
     model, metadata = load_model(path)
     if not isinstance(model, EDMDenoiser):
         raise CheckpointError(f"{path}: expected an EDM teacher, got a CTM")
-    for key, expected, got in (
-        ("network", config.network, metadata["network"]),
-        ("sigma_data", config.sigma_data, model.sigma_data),
-    ):
-        if expected != got:
-            raise CheckpointError(f"{path}: {key} does not fit the configuration: expected {expected}, got {got}")
+    expected = {**vars(config.network), "sigma_data": config.sigma_data}
+    got = {**vars(metadata["network"]), "sigma_data": model.sigma_data}
+    for key, value in expected.items():
+        if got[key] != value:
+            raise CheckpointError(f"{path}: expected a teacher of {key} = {value} as configured, got {got[key]}")
     return model
 
 
@@ -108,8 +113,24 @@ def _stage(
 def _compile(stage: Stage, regions: Regions, run: RunDirectory, start: int) -> None:
     report = measure(stage, regions)
     if report is not None:
-        print(report)
+        print(report, flush=True)
         run.append_stats({"stage": stage.name, "step": start, "compile": vars(report)})
+
+
+def _check_network(config: RunConfig) -> None:
+    try:
+        with torch.device("meta"):
+            build_network(config.network, s_branch=True)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"network: expected sizes that fit together, got {error}") from error
+
+
+def _with_teacher(config: RunConfig, teacher: Path) -> RunConfig:
+    try:
+        load_teacher(teacher, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"--teacher {error}") from error
+    return replace(config, teacher_file=hashlib.sha256(teacher.read_bytes()).hexdigest())
 
 
 def _dataset(config: RunConfig) -> ImageDataset:
@@ -135,11 +156,3 @@ def _to(dataset: ImageDataset, device: torch.device) -> ImageDataset:
 
 def _steps(config: RunConfig, stage: str) -> int:
     return config.teacher.steps if stage == "teacher" else config.ctm.steps
-
-
-def _bytes(path: Path) -> bytes:
-    if not path.is_file():
-        raise CheckpointError(f"--teacher: expected a .safetensors file, found none at {path}")
-    return path.read_bytes()
-
-

@@ -1,6 +1,7 @@
 """A CTM step against the published code, and the cut backward pass against the naive one."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ CPU = torch.device("cpu")
 
 
 def make_step(student: CTM, target: CTM, teacher: EDMDenoiser, *, layer: str, compile: bool = False) -> CTMStep:
+    device = torch.device("cuda") if compile else CPU  # as on a GPU: every region, forward and backward
     return CTMStep(
         student,
         target.requires_grad_(False),
@@ -25,17 +27,19 @@ def make_step(student: CTM, target: CTM, teacher: EDMDenoiser, *, layer: str, co
         layer=layer,
         sigma_min=0.002,
         dsm_weight=1.0,
-        regions=Regions(compile=compile, device=CPU),
+        regions=Regions(compile=compile, device=device),
     )
 
 
-@pytest.mark.parametrize("compile", [False, True])
-def test_step_of_the_published_code(compile: bool) -> None:
+@pytest.mark.parametrize("backend", [None, "aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_step_of_the_published_code(backend: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eagerly, and with every region compiled: differentiated by AOTAutograd, and by Inductor's code (minutes)."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend or "inductor"))
     golden = Golden("cifar/train_step.npz")
     sigma_data = golden.meta["sigma_data"]
     student, target = (CTM(golden.network(name), sigma_data) for name in ("student", "ema"))
     teacher = EDMDenoiser(golden.network("teacher"), sigma_data)
-    step = make_step(student, target, teacher, layer="output", compile=compile)
+    step = make_step(student, target, teacher, layer="output", compile=backend is not None)
     labels, k = golden["y"], golden.meta["heun_steps"]
     grid = torch.from_numpy(karras_sigmas(golden.meta["N"])).float()
     way = torch.stack([grid[golden["index_t"].long() + i] for i in range(k + 1)])
