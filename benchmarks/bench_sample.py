@@ -30,5 +30,5 @@ def test_sample(benchmark: BenchmarkFixture, steps: int, gamma: float) -> None:
         return sample
 
     calls = {way: call(way) for way in (EAGER, COMPILED, DEFAULTS)}
-    result = compare(benchmark, calls, baseline=COMPILED, tolerance=1e-2, rounds=12)
+    result = compare(benchmark, calls, baseline=COMPILED, tolerance=1e-2)
     check_default(result, DEFAULTS)

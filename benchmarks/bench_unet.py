@@ -10,6 +10,7 @@ from benchmarks.harness import (
     COMPILED_TRITON,
     DEVICE,
     EAGER,
+    ROUNDS,
     Call,
     Way,
     check_default,
@@ -51,7 +52,7 @@ def test_unet(benchmark: BenchmarkFixture, name: str, grad: bool) -> None:
         serves=("precond_input", "noise_embed", "precond_combine"),
         tolerance=1e-2,
         work=(3 if grad else 1) * flops(lambda: model.jump(*arguments)),
-        rounds=12,
+        rounds=ROUNDS if grad else 2 * ROUNDS,
     )
     for way in defaults:
         check_default(result, way)
