@@ -36,14 +36,16 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton runs on the CPU, kernel by kernel, in NumPy: for tests."""
 
 # (device, inside torch.compile) -> op -> the kernels to use, best first. Not listed: the reference.
-# cpu: measured, benchmarks/results. cuda: not measured yet, so that a compiled network keeps the reference, which
-# Inductor fuses, except where the reference spends tens of integer operations on each random word.
+# cpu: measured (benchmarks/bench_defaults.py holds the table to it). precond_input is one multiplication to eager
+# PyTorch; compiled, Inductor fuses it with the change of memory format behind it into a loop slower than the two.
+# cuda: not measured yet, so that a compiled network keeps the reference, which Inductor fuses, except where the
+# reference spends tens of integer operations on each random word.
 _FUSED: tuple[Backend, ...] = ("cpp", "triton")
 SERVES: dict[tuple[str, bool], dict[str, tuple[Backend, ...]]] = {
     ("cpu", False): dict.fromkeys(
-        ("precond_input", "precond_combine", "noise_embed", "philox_words", "philox_normal", "gamma_step"), _FUSED
+        ("precond_combine", "noise_embed", "philox_words", "philox_normal", "gamma_step"), _FUSED
     ),
-    ("cpu", True): dict.fromkeys(("philox_words", "philox_normal", "gamma_step"), _FUSED),
+    ("cpu", True): dict.fromkeys(("precond_input", "philox_words", "philox_normal", "gamma_step"), _FUSED),
     ("cuda", False): dict.fromkeys(
         ("precond_input", "precond_combine", "noise_embed", "philox_words", "philox_normal", "gamma_step"), _FUSED
     ),

@@ -1,0 +1,58 @@
+"""A whole small U-Net as the jump G(x, t, s): compiled with fused ops against compiled in ``use_reference()``."""
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks.harness import (
+    COMPILED,
+    COMPILED_CPP,
+    COMPILED_TRITON,
+    DEVICE,
+    EAGER,
+    ROUNDS,
+    Call,
+    Way,
+    check_default,
+    compare,
+    every_direction,
+    flops,
+    levels,
+)
+from benchmarks.harness import images as random_images
+from benchmarks.networks import DEFAULTS, NETWORKS, build, labels
+
+
+@every_direction
+@pytest.mark.parametrize("name", NETWORKS)
+def test_unet(benchmark: BenchmarkFixture, name: str, grad: bool) -> None:
+    if grad and DEVICE.type == "cpu" and name != "digits":
+        pytest.skip("on a CPU training compiles no backward pass (training/regions.py): it takes minutes to compile")
+    model = build(name)
+    config, batch = NETWORKS[name]
+    shape = (batch, config.img_channels, config.img_resolution, config.img_resolution)
+    x = random_images(shape, torch.contiguous_format)
+    cotangent = torch.randn_like(x)
+    arguments = (x, *levels(batch), labels(name, batch))
+    parameters = list(model.parameters())
+
+    def call(way: Way) -> Call:
+        jump = way.prepare(model.jump)
+        if not grad:
+            return torch.no_grad()(lambda: jump(*arguments))
+        return lambda: torch.autograd.grad(jump(*arguments), parameters, cotangent)[-1]
+
+    # Each way costs its compilation: where none is made in training, the defaults are timed without a gradient only.
+    defaults = [] if grad and DEVICE.type == "cpu" else [DEFAULTS]
+    ways = [EAGER, COMPILED, COMPILED_CPP, COMPILED_TRITON, *defaults]
+    result = compare(
+        benchmark,
+        {way: call(way) for way in ways},
+        baseline=COMPILED,
+        serves=("precond_input", "noise_embed", "precond_combine"),
+        tolerance=1e-2,
+        work=(3 if grad else 1) * flops(lambda: model.jump(*arguments)),
+        rounds=ROUNDS if grad else 2 * ROUNDS,
+    )
+    for way in defaults:
+        check_default(result, way)
