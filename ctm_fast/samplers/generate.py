@@ -8,7 +8,7 @@ from torch import Tensor
 from ctm_fast.diffusion.schedule import Levels, karras_sigmas, sampler_sigmas
 from ctm_fast.models import CTM, EDMDenoiser
 from ctm_fast.ops import Stream, philox_normal
-from ctm_fast.samplers.gamma import gamma_sample
+from ctm_fast.samplers.gamma import Noise, gamma_sample, renoise_with
 from ctm_fast.samplers.heun import euler_sample, heun_sample
 
 
@@ -31,6 +31,7 @@ def generate(
     *,
     steps: int = 1,
     gamma: float = 0.0,
+    noise: Noise | None = None,
 ) -> Tensor:
     """[B, C, H, W] float32 images, not clamped.
 
@@ -41,16 +42,24 @@ def generate(
         seeds: [B] int64, one stream of noise each.
         labels: [B] class indices for a conditional model, else None.
         gamma: of gamma-sampling; not used by an EDM denoiser.
+        noise: ``noise(i, x)`` takes the place of the seeds' own noise at the i-th re-noising.
     """
     net = model.net
     x = initial_noise(seeds, (net.img_channels, net.img_resolution, net.img_resolution), levels)
     if isinstance(model, CTM):
+
+        def jump(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            return model.jump(x, t, s, labels)
+
+        def jump_renoise(x: Tensor, t: Tensor, s: Tensor, t_next: Tensor, i: int) -> Tensor:
+            return model.jump_renoise(x, t, s, t_next, seeds, i, labels)
+
         return gamma_sample(
-            lambda x, t, s: model.jump(x, t, s, labels),
+            jump,
             x,
             sampler_sigmas(steps, levels).tolist(),
             gamma=gamma,
-            jump_renoise=lambda x, t, s, t_next, i: model.jump_renoise(x, t, s, t_next, seeds, i, labels),
+            jump_renoise=jump_renoise if noise is None else renoise_with(jump, noise),
         )
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:

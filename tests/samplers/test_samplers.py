@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ctm_fast.analytic import Gaussian
-from ctm_fast.diffusion.schedule import karras_sigmas, sampler_sigmas
+from ctm_fast.diffusion.schedule import Levels, karras_sigmas, sampler_sigmas
 from ctm_fast.errors import LevelError
 from ctm_fast.models import CTM
-from ctm_fast.ops import gamma_step, precond_combine
-from ctm_fast.samplers import euler_sample, gamma_sample, heun_sample, renoise_levels, renoise_with
+from ctm_fast.ops import Stream, gamma_step, philox_normal, precond_combine
+from ctm_fast.samplers import euler_sample, gamma_sample, generate, heun_sample, renoise_levels, renoise_with
 from tests.golden import Golden, assert_agree
 from tests.worlds import rotated_gaussian
 
@@ -200,3 +200,17 @@ def test_heun_converges_on_gaussian_data() -> None:
 def test_renoising_needs_a_source_of_noise() -> None:
     with pytest.raises(ValueError, match="jump_renoise: expected a callable for gamma = "):
         gamma_sample(lambda x, t, s: x, torch.zeros(1, 1, 2, 2), [80.0, 1.0, 0.002], gamma=0.5)
+
+
+def test_generated_noise_is_the_seeds_own_unless_overridden(model: CTM) -> None:
+    levels, seeds, labels = Levels(), torch.tensor([7, 2**62]), torch.tensor([1, 2])
+
+    def own(i: int, x: Tensor) -> Tensor:
+        return philox_normal(seeds, i, x.shape[1:], stream=Stream.RENOISE)
+
+    sample = generate(model, levels, seeds, labels, steps=3, gamma=0.6)
+    torch.testing.assert_close(generate(model, levels, seeds, labels, steps=3, gamma=0.6, noise=own), sample)
+    other = generate(model, levels, seeds, labels, steps=3, gamma=0.6, noise=lambda i, x: torch.zeros_like(x))
+    assert (other - sample).abs().max() > 0.1
+    alone = generate(model, levels, seeds[1:], labels[1:], steps=3, gamma=0.6)
+    torch.testing.assert_close(alone, sample[1:], rtol=0, atol=1e-4)
