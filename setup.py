@@ -12,6 +12,7 @@ it is found under pip's build isolation too, and no other torch is ever download
 and is written to ``ctm_fast/lib/build.json``, with the reason for whatever is missing.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -75,6 +76,8 @@ def missing_tool() -> str | None:
     compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
     if not any(shutil.which(compiler.split()[0]) for compiler in compilers):
         return f"no C++ compiler (looked for {', '.join(compilers)})"
+    if importlib.util.find_spec("pybind11") is None:
+        return "no pybind11"
     return next((f"no {tool}" for tool in ("cmake", "ninja") if find_tool(tool) is None), None)
 
 

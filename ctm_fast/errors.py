@@ -20,5 +20,9 @@ class CheckpointError(UserError):
     """A file of weights or of training state that is truncated, foreign or of another architecture."""
 
 
+class DivergedError(UserError):
+    """A loss or a weight is no longer finite: the configuration does not train."""
+
+
 class LevelError(UserError):
     """Noise levels out of order or out of range, where they are Python numbers."""

@@ -48,6 +48,7 @@ class Environment:
         for name in ("setup.py", "pyproject.toml"):
             shutil.copy(ROOT / name, self.tree)
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(directory / "venv")], check=True)
+        (self.bin / "mkdir").symlink_to(str(shutil.which("mkdir")))  # what FAKE_CMAKE calls
         self.python = directory / "venv" / "bin" / "python"
         (self.site,) = (directory / "venv").glob("lib/python*/site-packages")
         for name in ("setuptools", "_distutils_hack", "pkg_resources"):
@@ -76,8 +77,8 @@ class Environment:
         self.command("c++", "#!/bin/sh\n")
 
     def setup(self, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run what an editable install runs; the path is that of the commands put there and the system's /bin."""
-        environment = {"PATH": f"{self.bin}:/usr/bin:/bin", "PYTHONPATH": str(self.modules), "LOG": str(self.log)}
+        """Run what an editable install runs; the path is that of the commands put there alone."""
+        environment = {"PATH": str(self.bin), "PYTHONPATH": str(self.modules), "LOG": str(self.log)}
         return subprocess.run(
             [str(self.python), "setup.py", "-q", "build_ext", "--inplace"],
             cwd=self.tree,

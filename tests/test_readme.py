@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ctm_fast.training import preset
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -40,7 +42,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: str, cwd: Path, *more: str) -> str:
-    words = shlex.split(command.replace("STEPS", "000004"))
+    words = shlex.split(command.replace("ctm-000400", "ctm-000004"))
     assert words[0] == "python"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -51,6 +53,7 @@ def run(command: str, cwd: Path, *more: str) -> str:
 
 
 def test_each_command_is_run_somewhere() -> None:
+    assert preset("digits").ctm.steps == 400, "the snapshot that README.md names"
     for command in commands():
         assert command in ELSEWHERE or command.startswith("python -m ctm_fast."), f"nothing runs `{command}`"
     assert set(ELSEWHERE) <= set(commands()), "a command of the table is no longer in README.md"
@@ -74,7 +77,7 @@ def test_python(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(directory)
     (block,) = blocks("python")
     names: dict[str, object] = {}
-    exec(block.replace("STEPS", "000004"), names)  # README's own lines
+    exec(block.replace("ctm-000400", "ctm-000004"), names)  # README's own lines
     assert len(names["images"]) == 64  # type: ignore[arg-type]
 
 

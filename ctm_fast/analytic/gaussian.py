@@ -21,7 +21,8 @@ class Gaussian:
         covariance: [n, n] float64, symmetric, positive definite.
         shape: (C, H, W).
 
-    Methods take x [B, C, H, W] and levels [B] of any float dtype, compute in float64 and return the dtype of x.
+    Methods take x [B, C, H, W] and levels [B] of any float dtype on the CPU, compute in float64 and return the dtype
+    of x.
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor, shape: tuple[int, int, int]) -> None:
@@ -58,7 +59,10 @@ class Gaussian:
         return self._from_basis(self._to_basis(x) * scale, x.dtype)
 
     def raw(self, x: Tensor, t: Tensor, s: Tensor, *, sigma_data: float) -> Tensor:
-        """F*: the network output that :func:`ctm_fast.ops.precond_combine` turns into :meth:`jump`; s < t."""
+        """F*: the network output that :func:`ctm_fast.ops.precond_combine` turns into :meth:`jump`.
+
+        For s < t; at s = t any output gives the jump, and this one is NaN.
+        """
         a, b = coefficients(t.double(), s.double(), sigma_data)
         return ((self.jump(x.double(), t, s) - a * x.double()) / b).to(x.dtype)
 

@@ -5,6 +5,7 @@ from :func:`ctm_fast.ops.philox_normal` on the device.
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,18 @@ from ctm_fast.errors import LevelError
 Levels64 = NDArray[np.float64]
 
 
-def generator(seed: int, step: int, purpose: int) -> np.random.Generator:
-    """An independent generator for each (seed, step, purpose); all three at least 0, ``purpose`` below 2^16."""
+class Purpose(IntEnum):
+    """What a generator draws: no two purposes share random words."""
+
+    JUMPS = 0
+    DSM = 1
+    EDM = 2
+    FLIPS = 3
+    DROPOUT = 4
+
+
+def generator(seed: int, step: int, purpose: Purpose) -> np.random.Generator:
+    """An independent generator for each (seed, step, purpose); seed at least 0, step in 0..2^31 - 1."""
     return np.random.Generator(np.random.Philox(key=[seed, (step << 16) + purpose]))
 
 
@@ -58,7 +69,7 @@ def draw_jumps(batch: int, points: int, max_steps: int, levels: Levels, *, seed:
     """
     if not 1 <= max_steps < points:
         raise LevelError(f"max_steps: expected 1 <= max_steps <= points - 1 = {points - 1}, got {max_steps}")
-    rng = generator(seed, step, 0)
+    rng = generator(seed, step, Purpose.JUMPS)
     k = draw_solver_steps(max_steps, rng)
     index_t = rng.integers(0, points - k, size=batch)
     index_s = rng.integers(index_t + k, points)
@@ -71,7 +82,7 @@ def draw_dsm_sigmas(batch: int, levels: Levels, *, seed: int, step: int, uniform
 
     The first floor(B / 2): ln sigma ~ N(-1.2, 1.2^2). The rest: tau(v), v ~ U(0, ``uniform_to``): the large levels.
     """
-    rng = generator(seed, step, 1)
+    rng = generator(seed, step, Purpose.DSM)
     half = batch // 2
     low = np.exp(-1.2 + 1.2 * rng.standard_normal(half))
     high = levels.at(rng.uniform(0.0, uniform_to, size=batch - half))
@@ -80,4 +91,4 @@ def draw_dsm_sigmas(batch: int, levels: Levels, *, seed: int, step: int, uniform
 
 def draw_edm_sigmas(batch: int, *, seed: int, step: int, p_mean: float = -1.2, p_std: float = 1.2) -> Levels64:
     """EDM's training levels: ln sigma ~ N(p_mean, p_std^2) (arXiv 2206.00364, Table 1)."""
-    return np.exp(p_mean + p_std * generator(seed, step, 2).standard_normal(batch))
+    return np.exp(p_mean + p_std * generator(seed, step, Purpose.EDM).standard_normal(batch))

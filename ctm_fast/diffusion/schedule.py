@@ -1,5 +1,6 @@
 """Karras schedules of noise levels, largest first (EDM, arXiv 2206.00364, Eq. 5)."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +18,12 @@ class Levels:
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise LevelError(
-                f"sigma_min, sigma_max: expected 0 < sigma_min < sigma_max, got {self.sigma_min}, {self.sigma_max}"
+                "sigma_min, sigma_max: expected 0 < sigma_min < sigma_max, finite, "
+                f"got {self.sigma_min}, {self.sigma_max}"
             )
-        if self.rho <= 0:
+        if not 0 < self.rho < math.inf:
             raise LevelError(f"rho: expected a positive number, got {self.rho}")
 
     def at(self, fraction: float | NDArray[np.float64]) -> NDArray[np.float64]:

@@ -72,7 +72,7 @@ def load_model(
     net = build_network(network, s_branch=s_branch)
     net.load_state_dict(tensors)
     model = kind(net, sigma_data, dtype=dtype)
-    return model.eval().requires_grad_(False).to(device), {"network": network, **metadata}
+    return model.eval().requires_grad_(False).to(device), {**metadata, "network": network}
 
 
 def _check_weights(path: str | Path, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

@@ -57,6 +57,8 @@ class SongUNet(nn.Module):
         def block(
             in_channels: int, out_channels: int, attention: bool = False, resample: Resample | None = None
         ) -> UNetBlock:
+            if attention and head_channels and out_channels % head_channels:
+                raise ValueError(f"head_channels: expected a divisor of {out_channels} channels, got {head_channels}")
             return UNetBlock(
                 in_channels,
                 out_channels,
@@ -64,7 +66,7 @@ class SongUNet(nn.Module):
                 s_branch=s_branch,
                 resample=resample,
                 attention=attention,
-                heads=out_channels // head_channels if head_channels else 1,
+                heads=out_channels // head_channels if attention and head_channels else 1,
                 dropout=dropout,
             )
 

@@ -8,7 +8,7 @@ An op has up to three kernels of the same signature:
     the C++ / CUDA C++ kernel behind the dispatcher, ``torch.ops.ctm_fast.<op>``; opaque to ``torch.compile``.
 ``triton``
     the Triton kernel (``ops/triton/<row>.py``), ``torch.ops.ctm_fast_triton.<op>``, a ``torch.library.triton_op``:
-    ``torch.compile`` and AOTInductor see the kernel and carry it.
+    ``torch.compile`` and AOTInductor see the kernel (on a GPU, where this has not run yet).
 
 ``SERVES`` says which of them is the default, eagerly and inside a compiled network; it follows the measurements in
 ``benchmarks/results``. A kernel that is not there (no compiler, no Triton) yields to the next in the list;
@@ -49,7 +49,7 @@ SERVES: dict[tuple[str, bool], dict[str, tuple[Backend, ...]]] = {
     ("cuda", False): dict.fromkeys(
         ("precond_input", "precond_combine", "noise_embed", "philox_words", "philox_normal", "gamma_step"), _FUSED
     ),
-    ("cuda", True): dict.fromkeys(("philox_words", "philox_normal", "gamma_step"), ("triton", "cpp")),
+    ("cuda", True): dict.fromkeys(("philox_words", "philox_normal", "gamma_step"), _FUSED),
 }
 
 _kernels: dict[str, dict[Backend, Callable[..., Any]]] = {}
@@ -68,6 +68,8 @@ def unavailable(backend: Backend, device: str) -> str | None:
             return None if device == "cpu" else "TRITON_INTERPRET=1 moves Triton to the CPU"
         if device == "cpu":
             return "Triton runs on a CPU only in its interpreter (TRITON_INTERPRET=1)"
+        if device != "cuda":
+            return f"there are no Triton kernels for {device}"
         if torch.version.cuda is None:
             return f"torch {torch.__version__} is built without CUDA"
     return None
@@ -152,7 +154,7 @@ def kernel(name: str, x: Tensor, *inputs: Tensor | None, constants: tuple[Tensor
                 "run it under ctm_fast.ops.use_reference()"
             )
     for tensor in constants:
-        if tensor.requires_grad:
+        if tensor.requires_grad and torch.is_grad_enabled():
             raise NotImplementedError(
                 f"{name}: the {backend} kernel has no gradient with respect to noise levels; "
                 "run it under ctm_fast.ops.use_reference()"

@@ -24,7 +24,7 @@ def gamma_step(
 
         x_next = G(x, t, s) + sqrt((t_next - s)(t_next + s)) n       CTM (arXiv 2310.02279), Algorithm 3
 
-    G is :func:`~ctm_fast.ops.precond_combine`, and exactly the result where ``t_next = s``; n is
+    G is :func:`~ctm_fast.ops.precond_combine`, and the result where ``t_next = s`` (on a CPU to the bit); n is
     :func:`~ctm_fast.ops.philox_normal` of (``seeds``, ``step``) on ``Stream.RENOISE``, made inside the kernel.
 
     Args:

@@ -111,7 +111,7 @@ def _fake_words(seeds: Tensor, step: int, shape: Sequence[int], stream: int) -> 
 
 def _fake_normal(seeds: Tensor, step: int, shape: Sequence[int], stream: int, channels_last: bool) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty((seeds.shape[0], *shape), device=seeds.device, memory_format=layout)
+    return torch.empty((seeds.shape[0], *shape), dtype=torch.float32, device=seeds.device, memory_format=layout)
 
 
 define("philox_normal", "philox_words", fake=_fake_words)

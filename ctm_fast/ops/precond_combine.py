@@ -71,7 +71,7 @@ def _setup_context_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
 def _double_backward(ops: Any, ctx: Any, grad_x: Tensor, grad_F: Tensor) -> tuple[Tensor | None, ...]:
     """The gradient is linear in ``grad``: (a grad, b grad). Its transpose is the combination itself."""
     t, s = ctx.saved_tensors
-    x = dense(grad_x) if ctx.need_x else torch.zeros_like(grad_F, dtype=torch.float32)
+    x = dense(grad_x) if ctx.need_x else torch.zeros_like(dense(grad_F), dtype=torch.float32)
     F_x = same_format(grad_F, x) if ctx.need_F else torch.zeros_like(x)
     return ops.precond_combine(x, F_x, t, s, ctx.sigma_data), None, None, None, None, None, None
 

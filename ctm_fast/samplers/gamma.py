@@ -28,10 +28,11 @@ def renoise_levels(sigmas: Sequence[float], gamma: float) -> list[float]:
         raise LevelError(f"gamma: expected 0 <= gamma <= 1, got {gamma}")
     check_sigmas(sigmas)
     sigma_min = sigmas[-1]
-    if gamma == 0:
-        return [float(sigma) for sigma in sigmas[1:]]
     shrink = math.sqrt(1 - gamma**2)
-    return [shrink * (sigma - sigma_min) + sigma_min for sigma in sigmas[1:]]
+    # Rounding must not lift s above sigma', not even by an ulp: the noise's variance would be negative.
+    return [
+        float(sigma) if gamma == 0 else min(sigma, shrink * (sigma - sigma_min) + sigma_min) for sigma in sigmas[1:]
+    ]
 
 
 def renoise_with(jump: Jump, noise: Noise) -> JumpRenoise:

@@ -83,8 +83,9 @@ class Sampler:
         Raises ConfigError or LevelError, naming the argument, before any work.
         """
         seeds = _integers("seeds", seeds, _MAX_SEED)
-        if not isinstance(steps, int) or not 1 <= steps <= 10_000:
-            raise ConfigError(f"steps: expected an integer in 1..10000, got {steps!r}")
+        (steps,) = _integers("steps", [steps], 10_000)
+        if steps < 1:
+            raise ConfigError("steps: expected an integer in 1..10000, got 0")
         if not isinstance(gamma, int | float):
             raise ConfigError(f"gamma: expected a number, got {gamma!r}")
         renoise_levels(sampler_sigmas(steps, self.levels).tolist(), gamma)
@@ -122,7 +123,7 @@ class Sampler:
             return None
         if labels is None:
             return [seed % self.num_classes for seed in seeds]
-        given = [labels] * len(seeds) if isinstance(labels, int) else labels
+        given = labels if isinstance(labels, Iterable) else [labels] * len(seeds)
         classes = _integers("labels", given, self.num_classes - 1)
         if len(classes) != len(seeds):
             raise ConfigError(f"labels: expected {len(seeds)}, one for each seed, got {len(classes)}")

@@ -7,12 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctm_fast.diffusion.draws import generator
+from ctm_fast.diffusion.draws import Purpose, generator
 from ctm_fast.diffusion.images import to_float
 from ctm_fast.ops import Stream, philox_normal
 from ctm_fast.training.data import ImageDataset, batch_indices
-
-_FLIPS = 16  # purpose of the generator that draws them
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,10 @@ class Batches:
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None]:
         """x0 [B, C, H, W] float32 in [-1, 1], labels [B] int64 or None."""
-        index = batch_indices(len(self.dataset.images), self.batch, self.seed, step).to(self.device)
+        index = self.tensor(batch_indices(len(self.dataset.images), self.batch, self.seed, step).numpy())
         x0 = to_float(self.dataset.images[index])
         if self.flip:
-            flips = generator(self.seed, step, _FLIPS).random(self.batch) < 0.5
+            flips = generator(self.seed, step, Purpose.FLIPS).random(self.batch) < 0.5
             x0 = torch.where(self.tensor(flips).view(-1, 1, 1, 1), x0.flip(3), x0)
         labels = self.dataset.labels[index] if self.conditional and self.dataset.labels is not None else None
         return x0, labels
@@ -46,6 +44,10 @@ class Batches:
         return philox_normal(seeds, step, like.shape[1:], stream=stream)
 
     def tensor(self, values: NDArray[np.generic]) -> Tensor:
-        """A host array on the device; float64 becomes float32."""
+        """A host array on the device; float64 becomes float32. No step waits for a GPU: the copy is queued."""
         tensor = torch.from_numpy(values)
-        return tensor.to(self.device, torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        if tensor.is_floating_point():
+            tensor = tensor.float()
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)

@@ -1,6 +1,7 @@
 """What compiling buys a stage: the same steps timed without and with it, before training starts."""
 
 import copy
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -23,14 +24,10 @@ class CompileReport:
     compiled: float
     compile_seconds: float
     break_even: int | None
-    """The step after which compiling has paid for itself; None if it never does."""
-    steps: int
-    """Of the whole stage."""
+    """The step after which compiling has paid for itself; None if it does not within the stage."""
 
     def __str__(self) -> str:
-        pays = (
-            f"pays from step {self.break_even} of {self.steps}" if self.break_even is not None else "does not pay here"
-        )
+        pays = f"pays from step {self.break_even}" if self.break_even is not None else "does not pay in this stage"
         return (
             f"{self.stage}: {self.eager:.0f} images/s eager, {self.compiled:.0f} compiled "
             f"({', '.join(self.regions)}); {self.compile_seconds:.1f} s to compile, {pays}"
@@ -59,9 +56,15 @@ def measure(stage: Stage, regions: Regions) -> CompileReport | None:
         eager=batch / eager,
         compiled=batch / compiled,
         compile_seconds=cost,
-        break_even=round(cost / (eager - compiled)) if compiled < eager else None,
-        steps=stage.settings.steps,
+        break_even=break_even(cost, eager - compiled, stage.settings.steps),
     )
+
+
+def break_even(cost: float, saved_per_step: float, steps: int) -> int | None:
+    """After how many of ``steps`` the seconds ``cost`` are won back; None if not within them."""
+    if saved_per_step <= 0 or cost > saved_per_step * steps:
+        return None
+    return math.ceil(cost / saved_per_step)
 
 
 def _seconds_per_step(stage: Stage, saved: dict[str, object]) -> float:
@@ -73,6 +76,6 @@ def _steps(stage: Stage, saved: dict[str, object]) -> float:
     begin = time.perf_counter()
     for step in _STEPS:
         stage.train_step(step)
-    if stage.model.net.out_conv.weight.is_cuda:
-        torch.cuda.synchronize()
+    if stage.device.type == "cuda":
+        torch.cuda.synchronize(stage.device)
     return time.perf_counter() - begin

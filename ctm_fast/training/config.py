@@ -13,13 +13,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
+import torch
+
 from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.errors import ConfigError, LevelError
 from ctm_fast.losses.distance import DISTANCES
-from ctm_fast.models import NetworkConfig
+from ctm_fast.models import NetworkConfig, build_network
 
 STAGES = ("teacher", "ctm")
 MAX_CLASSES = 65536
+"""A label from here on is a mistake (a hash, a byte order), not a class to make a one-hot column for."""
+_FILLED_IN = {
+    "preset": "--preset chooses",
+    "data_sha256": "the run fills in",
+    "teacher_sha256": "the run fills in",
+}
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,10 @@ class RunConfig:
     preset: str = "digits"
     seed: int = 0
     stages: tuple[str, ...] = STAGES
-    teacher_file: str = ""
-    """SHA-256 of the file given as ``--teacher``; empty if the run trains its own."""
+    data_sha256: str = ""
+    """Of the images and labels that were read; filled in by the run."""
+    teacher_sha256: str = ""
+    """Of the file given as ``--teacher``, filled in by the run; empty if it trains its own."""
     sigma_data: float = 0.5
     data: DataConfig = field(default_factory=DataConfig)
     levels: Levels = field(default_factory=Levels)
@@ -127,9 +137,13 @@ class RunConfig:
         )
         _check_network(self.network)
 
+    def stage_seed(self, stage: str) -> int:
+        """The seed of everything that ``stage`` draws: another one for each stage, below 2^31."""
+        return 2 * self.seed + STAGES.index(stage)
+
 
 def _check_network(network: NetworkConfig) -> None:
-    """The range of each size by itself; whether they fit together, the network says when it is built."""
+    """The range of each size by itself."""
     for key, low, high in (
         ("img_resolution", 1, 1024),
         ("model_channels", 2, 4096),
@@ -157,7 +171,18 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
         if not equals:
             raise ConfigError(f"--set: expected key=value, got {assignment!r}")
         _assign(tree, config, key, text)
-    return from_dict(tree)
+    changed: RunConfig = _build(RunConfig, tree, "")
+    check_sizes(changed.network)
+    return changed
+
+
+def check_sizes(network: NetworkConfig) -> None:
+    """Raise ConfigError unless the network's sizes fit together: it is built, without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            build_network(network, s_branch=True)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"network: expected sizes that fit together, got {error}") from error
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -165,13 +190,9 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(tree: dict[str, Any]) -> RunConfig:
-    """The inverse of :func:`to_dict`; ConfigError for a key or a value that does not fit."""
-    config: RunConfig = _build(RunConfig, tree, "")
-    return config
-
-
 def _assign(tree: dict[str, Any], config: Any, key: str, text: str) -> None:
+    if key in _FILLED_IN:
+        raise ConfigError(f"--set {key}: expected a key to be set, got one that {_FILLED_IN[key]}")
     node, owner, parts = tree, config, key.split(".")
     for part in parts[:-1]:
         if not isinstance(node.get(part), dict):

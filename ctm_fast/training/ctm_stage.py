@@ -104,14 +104,16 @@ class CTMStep:
             index for index, parameter in enumerate(parameters) if parameter is adaptive_layer(net, self.layer)
         )
 
-        ctm = forward_cut(self.body, self.tail, precond_input(x_t, t, sigma_data=sigma_data), t, s, labels)
+        ctm = forward_cut(
+            self.body, self.tail, precond_input(x_t, t, sigma_data=sigma_data, dtype=self.student.dtype), t, s, labels
+        )
         x_s = precond_combine(x_t, ctm.F_x, t, s, sigma_data=sigma_data)
         estimate = self.target_jump_grad(x_s, s, torch.full_like(s, self.sigma_min), labels)
         ctm_loss = self.distance(estimate, target)
         ctm_gradients = pull_tail(ctm, ctm_loss.mean(), parameters)
 
         x_sigma = x0 + sigma.view(-1, 1, 1, 1) * dsm_noise
-        x_in = precond_input(x_sigma, sigma, sigma_data=sigma_data)
+        x_in = precond_input(x_sigma, sigma, sigma_data=sigma_data, dtype=self.student.dtype)
         dsm = forward_cut(self.body, self.tail, x_in, sigma, sigma, labels)
         D_x = precond_combine(x_sigma, dsm.F_x, sigma, torch.zeros_like(sigma), sigma_data=sigma_data)
         losses = dsm_loss(D_x, x0, sigma, sigma_data=sigma_data)
@@ -148,13 +150,18 @@ class CTMStage(Stage):
     ) -> None:
         self.config = config
         self.settings = config.ctm
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.stage_seed(self.name))
         teacher = teacher.to(device).eval().requires_grad_(False)
         self.model = student_of(teacher, config).to(device).train()
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.RAdam(self.model.parameters(), lr=self.settings.lr, foreach=True)
         self.batches = Batches(
-            dataset, self.settings.batch, 2 * config.seed + 1, device, config.data.conditional, config.data.flip
+            dataset,
+            self.settings.batch,
+            config.stage_seed(self.name),
+            device,
+            config.data.conditional,
+            config.data.flip,
         )
         self.timer = regions.timer
         self.step = CTMStep(

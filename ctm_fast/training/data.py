@@ -20,11 +20,10 @@ from torch import Tensor
 
 from ctm_fast.errors import DataError
 from ctm_fast.files import atomic_write
+from ctm_fast.training.config import MAX_CLASSES
 
 DIGITS = Path(__file__).with_name("digits.npz")
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-MAX_CLASSES = 65536
-"""A label from here on is a mistake (a hash, a byte order), not a class to make a one-hot column for."""
 
 _IDX_IMAGES, _IDX_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -110,10 +109,11 @@ def write_edm_zip(path: str | Path, images: Tensor, labels: Tensor | None = None
 def epoch_order(n: int, seed: int, epoch: int) -> Labels:
     """The order [n], int64, read-only, in which epoch number ``epoch`` visits ``n`` samples.
 
-    The ranks of n raw 64-bit words of Philox with key (seed, epoch): NumPy keeps raw words the same from release to
-    release, and its ``permutation`` not, so that an old run resumes under a new NumPy.
+    The ranks of n raw 64-bit words of Philox with key (seed, 2^63 + epoch), which no generator of
+    ``diffusion/draws.py`` has. NumPy keeps raw words the same from release to release, and its ``permutation`` not, so
+    that an old run resumes under a new NumPy.
     """
-    words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(n)
+    words = np.random.Philox(key=np.array([seed, 2**63 + epoch], dtype=np.uint64)).random_raw(n)
     order = np.argsort(words, kind="stable").astype(np.int64)
     order.setflags(write=False)
     return order

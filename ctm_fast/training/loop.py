@@ -9,19 +9,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ctm_fast import __version__
-from ctm_fast.errors import UserError
+from ctm_fast.diffusion.draws import Purpose, generator
+from ctm_fast.errors import DivergedError
 from ctm_fast.models import save_model
-from ctm_fast.training.config import STAGES, to_dict
+from ctm_fast.training.config import to_dict
 from ctm_fast.training.preview import save_preview
 from ctm_fast.training.regions import Timer
 from ctm_fast.training.run_directory import RunDirectory
 from ctm_fast.training.stage import Stage
 
 _EVERY = 10.0  # seconds between two lines of progress where there is no bar
-
-
-class DivergedError(UserError):
-    """A loss is no longer finite: the configuration does not train."""
 
 
 class _Means:
@@ -55,7 +52,7 @@ def run_stage(stage: Stage, run: RunDirectory, timer: Timer, start: int) -> None
         initial=start, total=settings.steps, desc=stage.name, unit="step", disable=None, dynamic_ncols=True
     ) as bar:
         for step in range(start, settings.steps):
-            _seed_dropout(config.seed, stage, step)
+            _seed_dropout(config.stage_seed(stage.name), step)
             means.add(stage.train_step(step))
             done = step + 1
             bar.update()
@@ -76,9 +73,12 @@ def run_stage(stage: Stage, run: RunDirectory, timer: Timer, start: int) -> None
                 begin = time.perf_counter()
 
 
-def _seed_dropout(seed: int, stage: Stage, step: int) -> None:
-    """Dropout is the one draw from torch's own generator: with this it too is a function of (seed, stage, step)."""
-    torch.manual_seed(((2 * seed + STAGES.index(stage.name)) << 32) + step)
+def _seed_dropout(seed: int, step: int) -> None:
+    """Dropout is the one draw from torch's own generator: with this it too is a function of (seed, stage, step).
+
+    torch's CPU generator keeps only the low 32 bits of a seed, so all three are mixed into those.
+    """
+    torch.manual_seed(int(generator(seed, step, Purpose.DROPOUT).integers(2**32)))
 
 
 def _progress(line: dict[str, Any], steps: int, left: float) -> str:
@@ -89,8 +89,15 @@ def _progress(line: dict[str, Any], steps: int, left: float) -> str:
 
 
 def save(stage: Stage, run: RunDirectory, step: int) -> None:
-    """Snapshot, sample grid, and last the state: whatever is there after a crash fits together."""
+    """Snapshot, sample grid, and last the state: whatever is there after a crash fits together.
+
+    Raises :class:`DivergedError` before anything is written if a weight is not finite.
+    """
     config = run.config
+    if not all(bool(parameter.isfinite().all()) for parameter in stage.model.parameters()):
+        raise DivergedError(
+            f"{stage.name}: expected finite weights, got others after step {step}; lower {stage.name}.lr"
+        )
     save_model(
         run.snapshot(stage.name, step),
         stage.ema,

@@ -29,9 +29,9 @@ class Timer:
     def __call__(self, part: str) -> Iterator[None]:
         if self.device.type == "cuda":
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
+            start.record(torch.cuda.current_stream(self.device))
             yield
-            end.record()
+            end.record(torch.cuda.current_stream(self.device))
             self._events.append((part, start, end))
         else:
             begin = time.perf_counter()

@@ -37,7 +37,9 @@ class Figures:
 def write_report(run: RunDirectory, dataset: ImageDataset, teacher: Path, device: torch.device) -> str:
     """Write report.json, the pictures and, last, report.md into the run's directory; the table, in Markdown."""
     config = run.config
-    real, labels = to_float(dataset.images[:_REAL]), None if dataset.labels is None else dataset.labels[:_REAL]
+    chosen = torch.randperm(len(dataset.images), generator=torch.Generator().manual_seed(config.seed))
+    chosen = chosen[:_REAL].sort().values.to(device)  # of a large set a sample: it may be stored class by class
+    real, labels = to_float(dataset.images[chosen]), None if dataset.labels is None else dataset.labels[chosen]
     classifier, held_out = None, None
     if labels is not None:
         classifier, held_out = train_classifier(real, labels, num_classes=dataset.num_classes, seed=config.seed)
@@ -96,11 +98,12 @@ def _figures(
     classifier: torch.nn.Module | None,
 ) -> Figures:
     conditional = asked is not None and labels is not None and classifier is not None
+    varied = conditional and bool((torch.bincount(labels, minlength=int(asked.max()) + 1)[asked.unique()] >= 2).all())  # type: ignore[union-attr,arg-type]
     return Figures(
         samples=name,
         nfe=nfe,
         recognised=accuracy(classifier, images, asked) if conditional else None,  # type: ignore[arg-type]
-        variance_ratio=within_class_variance_ratio(images, asked, real, labels) if conditional else None,  # type: ignore[arg-type]
+        variance_ratio=within_class_variance_ratio(images, asked, real, labels) if varied else None,  # type: ignore[arg-type]
         frechet=pixel_frechet(images, real),
     )
 
@@ -188,7 +191,11 @@ def _markdown(summary: dict[str, Any], table: str, dataset: ImageDataset, studen
                 "",
                 f"--compile: {report['eager']:.0f} images/s without, {report['compiled']:.0f} with "
                 f"({'; '.join(report['regions'])}); {report['compile_seconds']:.1f} s to compile, "
-                + (f"paid back after {report['break_even']} steps." if report["break_even"] else "not paid back here."),
+                + (
+                    f"paid back after {report['break_even']} steps."
+                    if report["break_even"] is not None
+                    else "not paid back here."
+                ),
             ]
         lines += ["", f"![loss of {stage}](loss-{stage}.png)", ""]
     return "\n".join(lines)

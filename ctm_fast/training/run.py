@@ -9,9 +9,9 @@ import torch
 
 from ctm_fast.errors import CheckpointError, ConfigError, DataError
 from ctm_fast.files import atomic_write
-from ctm_fast.models import EDMDenoiser, build_network, load_model
+from ctm_fast.models import EDMDenoiser, load_model
 from ctm_fast.training.compile_report import measure
-from ctm_fast.training.config import RunConfig
+from ctm_fast.training.config import RunConfig, check_sizes
 from ctm_fast.training.ctm_stage import CTMStage
 from ctm_fast.training.data import ImageDataset, load_dataset
 from ctm_fast.training.loop import run_stage
@@ -20,6 +20,9 @@ from ctm_fast.training.report import write_report
 from ctm_fast.training.run_directory import RunDirectory
 from ctm_fast.training.stage import Stage
 from ctm_fast.training.teacher_stage import TeacherStage
+
+_FEWEST = 4
+"""Images: two in each half of the comparison that the report makes."""
 
 
 def train(
@@ -35,14 +38,13 @@ def train(
 
     Raises DataError, ConfigError or CheckpointError before anything is written.
     """
-    _check_network(config)
+    check_sizes(config.network)
     if teacher is not None and "teacher" in config.stages:
         raise ConfigError(f"--teacher: expected only with --stage ctm, got {teacher} for {', '.join(config.stages)}")
     if teacher is None and "teacher" not in config.stages:
         raise ConfigError("--teacher: expected the teacher's .safetensors for --stage ctm, got none")
-    if config.teacher_file:
-        raise ConfigError(f"teacher_file: expected to be set by --teacher alone, got {config.teacher_file!r}")
     dataset = _dataset(config)
+    config = replace(config, data_sha256=_digest(dataset))
     if teacher is not None:
         config = _with_teacher(config, teacher)
     run = RunDirectory.open(outdir, config)
@@ -91,7 +93,7 @@ def load_teacher(path: Path, config: RunConfig) -> EDMDenoiser:
 
 def teacher_path(run: RunDirectory) -> Path:
     """Where the run's teacher lies: its own last snapshot, or the copy of the one it was given."""
-    if run.config.teacher_file:
+    if run.config.teacher_sha256:
         return run.path / "teacher.safetensors"
     return run.snapshot("teacher", run.config.teacher.steps)
 
@@ -117,20 +119,12 @@ def _compile(stage: Stage, regions: Regions, run: RunDirectory, start: int) -> N
         run.append_stats({"stage": stage.name, "step": start, "compile": vars(report)})
 
 
-def _check_network(config: RunConfig) -> None:
-    try:
-        with torch.device("meta"):
-            build_network(config.network, s_branch=True)
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"network: expected sizes that fit together, got {error}") from error
-
-
 def _with_teacher(config: RunConfig, teacher: Path) -> RunConfig:
     try:
         load_teacher(teacher, config)
     except CheckpointError as error:
         raise CheckpointError(f"--teacher {error}") from error
-    return replace(config, teacher_file=hashlib.sha256(teacher.read_bytes()).hexdigest())
+    return replace(config, teacher_sha256=hashlib.sha256(teacher.read_bytes()).hexdigest())
 
 
 def _dataset(config: RunConfig) -> ImageDataset:
@@ -146,7 +140,18 @@ def _dataset(config: RunConfig) -> ImageDataset:
             f"--data: expected labels below network.label_dim = {network.label_dim}, "
             f"got {dataset.num_classes - 1} in {config.data.source}"
         )
+    if len(dataset.images) < _FEWEST:
+        raise DataError(
+            f"--data: expected at least {_FEWEST} images, got {len(dataset.images)} in {config.data.source}"
+        )
     return dataset
+
+
+def _digest(dataset: ImageDataset) -> str:
+    digest = hashlib.sha256(dataset.images.numpy().tobytes())
+    if dataset.labels is not None:
+        digest.update(dataset.labels.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _to(dataset: ImageDataset, device: torch.device) -> ImageDataset:

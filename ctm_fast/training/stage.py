@@ -22,9 +22,14 @@ class Stage(ABC):
     ema: CTM | EDMDenoiser
     optimizer: torch.optim.Optimizer
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.model.net.out_conv.weight.device
+
     @abstractmethod
     def train_step(self, step: int) -> dict[str, Tensor]:
-        """Make update number ``step`` (from 0) and return its figures, scalars on the device."""
+        """Make update number ``step`` (from 0) and return its figures, scalar tensors."""
 
     def state(self) -> dict[str, Any]:
         """References to everything that a step changes."""

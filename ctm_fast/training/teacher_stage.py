@@ -27,12 +27,17 @@ class TeacherStage(Stage):
     def __init__(self, config: RunConfig, dataset: ImageDataset, device: torch.device, regions: Regions) -> None:
         self.config = config
         self.settings = config.teacher
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.stage_seed(self.name))
         self.model = EDMDenoiser(build_network(config.network, s_branch=False), config.sigma_data).to(device).train()
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.settings.lr, foreach=True)
         self.batches = Batches(
-            dataset, self.settings.batch, 2 * config.seed, device, config.data.conditional, config.data.flip
+            dataset,
+            self.settings.batch,
+            config.stage_seed(self.name),
+            device,
+            config.data.conditional,
+            config.data.flip,
         )
         self.denoise = regions.compile("denoiser, forward and backward", self.model.denoise)
 

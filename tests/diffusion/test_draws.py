@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ctm_fast.diffusion.draws import draw_dsm_sigmas, draw_edm_sigmas, draw_jumps, draw_solver_steps, generator
+from ctm_fast.diffusion.draws import Purpose, draw_dsm_sigmas, draw_edm_sigmas, draw_jumps, draw_solver_steps, generator
 from ctm_fast.diffusion.schedule import Levels, karras_sigmas
 from ctm_fast.errors import LevelError
 
@@ -80,7 +80,8 @@ def test_draws_are_functions_of_seed_and_step() -> None:
     assert (first[0].s == first[2].s).all()
     assert not np.array_equal(first[0].s, first[1].s)
     streams = [
-        generator(seed, step, purpose).random(4) for seed, step, purpose in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+        generator(seed, step, Purpose(purpose)).random(4)
+        for seed, step, purpose in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     ]
     assert len({tuple(stream) for stream in streams}) == 4
 

@@ -57,12 +57,13 @@ class TestGammaStep(Gradients, Images):
     def test_no_noise(
         self, serving: Serving, dtype: torch.dtype, layout: torch.memory_format, generator: torch.Generator
     ) -> None:
-        """t_next = s is the jump alone, to the bit."""
+        """t_next = s is the jump alone: to the bit on a CPU; on a GPU each kernel contracts a x + b F_x as it likes."""
         inputs = on(self.inputs((5, 3, 9, 11), dtype, generator), serving.device)
         inputs["x"] = inputs["x"].detach().contiguous(memory_format=layout)
         inputs["t_next"] = inputs["s"].clone()
         jump: Inputs = {name: inputs[name] for name in ("x", "F_x", "t", "s", "sigma_data")}
-        assert torch.equal(self.op(**inputs), precond_combine(**jump))
+        rounding = 2e-6 if serving.device.type == "cuda" else 0.0
+        torch.testing.assert_close(self.op(**inputs), precond_combine(**jump), rtol=rounding, atol=rounding)
 
     def test_noise_is_philox_normal(self, serving: Serving, generator: torch.Generator) -> None:
         """Nothing but noise: from s = 0 of a black image up to t_next = 1."""

@@ -54,3 +54,20 @@ class TestPrecondCombine(Gradients, Images):
         inputs = self.inputs((5, 3, 8, 8), torch.float32, generator)
         inputs |= {"s": inputs["t"] * (1 - gap), "x": torch.zeros_like(inputs["x"])}
         self.check_values(inputs, serving)
+
+    @pytest.mark.parametrize("wanted", ["x", "F_x"])
+    def test_double_backward_of_one_image_through_a_transposed_cotangent(
+        self, serving: Serving, wanted: str, generator: torch.Generator
+    ) -> None:
+        """The gradient a grad or b grad, pulled back by a cotangent that lies in memory another way."""
+        inputs = self.inputs((2, 3, 5, 5), torch.float32, generator)
+        inputs = {name: v.detach().to(serving.device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
+        inputs[wanted].requires_grad_()
+        grad, other = torch.randn(2, 2, 3, 5, 5, generator=generator).to(serving.device)
+        grad.requires_grad_()
+        (first,) = torch.autograd.grad(self.op(**inputs), inputs[wanted], grad, create_graph=True)
+        (second,) = torch.autograd.grad(first, grad, other.transpose(2, 3))
+        with torch.no_grad():
+            zeros = {"x": torch.zeros_like(other), "F_x": torch.zeros_like(other)}
+            expected = self.exact(**{**inputs, **zeros, wanted: other.transpose(2, 3)})
+        torch.testing.assert_close(second, expected, rtol=1e-5, atol=1e-5)

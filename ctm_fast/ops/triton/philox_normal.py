@@ -19,7 +19,8 @@ def philox_block(seed, step, stream, block):
     low = block.to(tl.uint32)
     high = (block >> 32).to(tl.uint32)
     zero = tl.zeros_like(low)
-    return tl.philox(seed, low, high, zero + step.to(tl.uint32), zero + stream.to(tl.uint32))
+    # cast, not .to: Inductor passes an integer that is 1 as a constant, whatever do_not_specialize says.
+    return tl.philox(seed, low, high, zero + tl.cast(step, tl.uint32), zero + tl.cast(stream, tl.uint32))
 
 
 @triton.jit
@@ -90,7 +91,7 @@ def philox_words(seeds: Tensor, step: int, shape: Sequence[int], stream: int) ->
 
 def philox_normal(seeds: Tensor, step: int, shape: Sequence[int], stream: int, channels_last: bool) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    out = torch.empty((seeds.shape[0], *shape), device=seeds.device, memory_format=layout)
+    out = torch.empty((seeds.shape[0], *shape), dtype=torch.float32, device=seeds.device, memory_format=layout)
     if out.numel() == 0:
         return out
     size = math.prod(shape)

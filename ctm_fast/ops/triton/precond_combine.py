@@ -12,10 +12,10 @@ from ctm_fast.ops.triton._launch import BLOCK, wrap_triton
 def coefficients(t, s, sigma_data):
     """Factors (a, b) of G_x = a x + b F_x; (t - s) / t keeps the digits that 1 - s / t loses where s is close to t."""
     variance = t * t + sigma_data * sigma_data
-    step = (t - s) / t
+    step = tl.div_rn(t - s, t)  # `/` is approximate on a GPU: t / t need not be 1
     c_skip = sigma_data * sigma_data / variance
     c_out = t * sigma_data / tl.sqrt(variance)
-    return s / t + step * c_skip, step * c_out
+    return tl.div_rn(s, t) + step * c_skip, step * c_out
 
 
 @triton.jit
