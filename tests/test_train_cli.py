@@ -112,13 +112,13 @@ BAD = [
     ("--set snapshot_every=0", "snapshot_every: ", "got 0"),
     ("--set log_every=0", "log_every: ", "got 0"),
     ("--set stages=ctm,teacher", "stages: ", "teacher,ctm"),
-    ("--set preset=fashion-mnist-16", "preset: ", "got one that --preset chooses"),
-    ("--set teacher_sha256=x", "teacher_sha256: ", "got one that the run fills in"),
+    ("--set preset=fashion-mnist-16", "--set preset: ", "got one that --preset chooses"),
+    ("--set teacher_sha256=x", "--set teacher_sha256: ", "got one that the run fills in"),
     # levels out of order
     ("--set levels.sigma_min=90", "levels.sigma_min, sigma_max: ", "0 < sigma_min < sigma_max, finite, got 90.0, 80.0"),
     ("--set levels.sigma_min=0", "levels.sigma_min, sigma_max: ", "got 0.0, 80.0"),
     ("--set levels.sigma_max=nan", "levels.sigma_min, sigma_max: ", "nan"),
-    ("--set levels.sigma_max=inf", "levels.sigma_max: ", "got inf"),
+    ("--set levels.sigma_max=inf", "levels.sigma_min, sigma_max: ", "got 0.002, inf"),
     ("--set levels.rho=0", "levels.rho: ", "got 0.0"),
     ("--set levels.rho=1e-9", "levels.rho: ", "got 1e-09"),
     # networks
