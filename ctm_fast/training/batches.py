@@ -10,6 +10,7 @@ from torch import Tensor
 from ctm_fast.diffusion.draws import Purpose, generator
 from ctm_fast.diffusion.images import to_float
 from ctm_fast.ops import Stream, philox_normal
+from ctm_fast.training.config import RunConfig
 from ctm_fast.training.data import ImageDataset, batch_indices
 
 
@@ -27,6 +28,11 @@ class Batches:
     device: torch.device
     conditional: bool
     flip: bool
+
+    @classmethod
+    def of(cls, config: RunConfig, stage: str, batch: int, dataset: ImageDataset, device: torch.device) -> "Batches":
+        """Those of ``stage`` of a run, on its own seed."""
+        return cls(dataset, batch, config.stage_seed(stage), device, config.data.conditional, config.data.flip)
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None]:
         """x0 [B, C, H, W] float32 in [-1, 1], labels [B] int64 or None."""

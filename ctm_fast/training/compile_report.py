@@ -30,7 +30,7 @@ class CompileReport:
         pays = f"pays from step {self.break_even}" if self.break_even is not None else "does not pay in this stage"
         return (
             f"{self.stage}: {self.eager:.0f} images/s eager, {self.compiled:.0f} compiled "
-            f"({', '.join(self.regions)}); {self.compile_seconds:.1f} s to compile, {pays}"
+            f"({'; '.join(self.regions)}); {self.compile_seconds:.1f} s to compile, {pays}"
         )
 
 

@@ -155,14 +155,7 @@ class CTMStage(Stage):
         self.model = student_of(teacher, config).to(device).train()
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.RAdam(self.model.parameters(), lr=self.settings.lr, foreach=True)
-        self.batches = Batches(
-            dataset,
-            self.settings.batch,
-            config.stage_seed(self.name),
-            device,
-            config.data.conditional,
-            config.data.flip,
-        )
+        self.batches = Batches.of(config, self.name, self.settings.batch, dataset, device)
         self.timer = regions.timer
         self.step = CTMStep(
             self.model,

@@ -31,14 +31,7 @@ class TeacherStage(Stage):
         self.model = EDMDenoiser(build_network(config.network, s_branch=False), config.sigma_data).to(device).train()
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.settings.lr, foreach=True)
-        self.batches = Batches(
-            dataset,
-            self.settings.batch,
-            config.stage_seed(self.name),
-            device,
-            config.data.conditional,
-            config.data.flip,
-        )
+        self.batches = Batches.of(config, self.name, self.settings.batch, dataset, device)
         self.denoise = regions.compile("denoiser, forward and backward", self.model.denoise)
 
     def train_step(self, step: int) -> dict[str, Tensor]:
