@@ -14,4 +14,11 @@ STABLE_TORCH_LIBRARY(ctm_fast, m) {
   m.def(
       "gamma_step(Tensor x, Tensor F_x, Tensor t, Tensor s, Tensor t_next, Tensor seeds, SymInt step, "
       "int stream, float sigma_data) -> Tensor");
+  m.def(
+      "group_norm_silu(Tensor x, Tensor weight, Tensor bias, int groups, float eps, Tensor? x_shift, Tensor? scale, "
+      "Tensor? shift, bool silu, Tensor? residual, float out_scale) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "group_norm_silu_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, "
+      "int groups, Tensor? x_shift, Tensor? scale, Tensor? shift, bool silu, float out_scale, bool need_x) "
+      "-> (Tensor, Tensor)");
 }

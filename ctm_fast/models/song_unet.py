@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ctm_fast.nn import Conv2d, GroupNorm, LevelEmbedding, UNetBlock
 from ctm_fast.nn.conv import Resample
@@ -128,7 +127,7 @@ class SongUNet(nn.Module):
     def tail(self, h: Tensor, skip: Tensor) -> Tensor:
         """F_x from what :meth:`body` returned."""
         x = self.last_block.second(h, skip)
-        return self.out_conv(functional.silu(self.out_norm(x)))
+        return self.out_conv(self.out_norm(x, silu=True))
 
     @property
     def last_block(self) -> UNetBlock:

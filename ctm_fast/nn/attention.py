@@ -1,10 +1,10 @@
 """Self-attention over the pixels of an image."""
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ctm_fast.nn.conv import Conv2d
 from ctm_fast.nn.norm import GroupNorm
+from ctm_fast.ops import attention
 
 
 class SelfAttention(nn.Module):
@@ -24,8 +24,4 @@ class SelfAttention(nn.Module):
         self.proj = Conv2d(channels, channels, 1, scale=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm2(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)
-        attended = functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(attended.transpose(-1, -2).reshape(batch, channels, height, width))
+        return self.proj(attention(self.qkv(self.norm2(x)), heads=self.heads))

@@ -48,11 +48,11 @@ class UNetBlock(nn.Module):
 
     def first(self, x: Tensor, emb: Tensor, emb_s: Tensor | None) -> tuple[Tensor, Tensor]:
         """The input of the second convolution, and the skip path; both [B, out_channels, H', W']."""
-        h = self.conv0(functional.silu(self.norm0(x)))
+        h = self.conv0(self.norm0(x, silu=True))
         shift = self.affine(emb)
         if self.affine_s is not None:
             shift = shift + self.affine_s(emb_s)
-        h = functional.silu(self.norm1(h + shift.to(h.dtype)[:, :, None, None]))
+        h = self.norm1(h, x_shift=shift, silu=True)
         h = functional.dropout(h, self.dropout, self.training)
         return h, x if self.skip is None else self.skip(x)
 

@@ -1,14 +1,38 @@
-"""Group normalisation with the group count that the published networks use."""
+"""Group normalisation as the blocks use it: with the shifts by the noise level before and after, and SiLU behind."""
 
 from torch import Tensor, nn
-from torch.nn import functional
+
+from ctm_fast.ops import group_norm_silu
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm of min(32, C / 4) groups; statistics in float32, output in the dtype of ``x`` [B, C, H, W]."""
+    """GroupNorm of min(32, C / 4) groups, and what follows it in a block, in one op; statistics in float32.
+
+    ``forward(x)``: x [B, C, H, W] in any float dtype, which is also that of the result; ``x_shift``, ``scale`` and
+    ``shift`` [B, C] in any float dtype, as :func:`ctm_fast.ops.group_norm_silu` takes them; ``silu`` to activate.
+    """
 
     def __init__(self, channels: int, *, eps: float = 1e-6) -> None:
         super().__init__(max(1, min(32, channels // 4)), channels, eps=eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        silu: bool = False,
+        x_shift: Tensor | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        x_shift, scale, shift = (None if value is None else value.float() for value in (x_shift, scale, shift))
+        return group_norm_silu(
+            x,
+            self.weight,
+            self.bias,
+            groups=self.num_groups,
+            eps=self.eps,
+            x_shift=x_shift,
+            scale=scale,
+            shift=shift,
+            silu=silu,
+        )

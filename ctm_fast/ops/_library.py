@@ -1,6 +1,6 @@
 """How an op is registered, and which of its kernels serves a call.
 
-An op has up to three kernels of the same signature:
+An op has up to four kernels of the same signature:
 
 ``reference``
     plain PyTorch (``ops/reference/<row>.py``), on every device; ``torch.compile`` sees through it.
@@ -9,6 +9,9 @@ An op has up to three kernels of the same signature:
 ``triton``
     the Triton kernel (``ops/triton/<row>.py``), ``torch.ops.ctm_fast_triton.<op>``, a ``torch.library.triton_op``:
     ``torch.compile`` and AOTInductor see the kernel (on a GPU, where this has not run yet).
+
+``sdpa``
+    PyTorch's own fused kernels, for attention alone; ``torch.compile`` and autograd know them.
 
 ``SERVES`` says which of them is the default, eagerly and inside a compiled network; it follows the measurements in
 ``benchmarks/results``. A kernel that is not there (no compiler, no Triton) yields to the next in the list;
@@ -28,31 +31,40 @@ from torch import Tensor
 
 from ctm_fast import _libraries
 
-Backend = Literal["reference", "cpp", "triton"]
-BACKENDS: tuple[Backend, ...] = ("reference", "cpp", "triton")
+Backend = Literal["reference", "cpp", "triton", "sdpa"]
+BACKENDS: tuple[Backend, ...] = ("reference", "cpp", "triton", "sdpa")
 DEVICES = ("cpu", "cuda")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton runs on the CPU, kernel by kernel, in NumPy: for tests."""
 
-# (device, inside torch.compile) -> op -> the kernels to use, best first. Not listed: the reference.
+# (device, inside torch.compile) -> op -> the kernels to use, best first. Not listed: the reference. An entry for one
+# size, "attention 256x64" (pixels x channels of a head), comes before that of the op.
 # cpu: measured (benchmarks/bench_defaults.py holds the table to it). precond_input is one multiplication to eager
 # PyTorch; compiled, Inductor fuses it with the change of memory format behind it into a loop slower than the two.
 # cuda: not measured yet, so that a compiled network keeps the reference, which Inductor fuses, except where the
 # reference spends tens of integer operations on each random word.
 _FUSED: tuple[Backend, ...] = ("cpp", "triton")
+_SDPA: dict[str, tuple[Backend, ...]] = {"attention": ("sdpa",)}
 SERVES: dict[tuple[str, bool], dict[str, tuple[Backend, ...]]] = {
     ("cpu", False): dict.fromkeys(
         ("precond_combine", "noise_embed", "philox_words", "philox_normal", "gamma_step"), _FUSED
-    ),
-    ("cpu", True): dict.fromkeys(("precond_input", "philox_words", "philox_normal", "gamma_step"), _FUSED),
+    )
+    | _SDPA,
+    ("cpu", True): dict.fromkeys(("precond_input", "philox_words", "philox_normal", "gamma_step"), _FUSED) | _SDPA,
     ("cuda", False): dict.fromkeys(
-        ("precond_input", "precond_combine", "noise_embed", "philox_words", "philox_normal", "gamma_step"), _FUSED
-    ),
-    ("cuda", True): dict.fromkeys(("philox_words", "philox_normal", "gamma_step"), _FUSED),
+        (
+            *("precond_input", "precond_combine", "noise_embed"),
+            *("philox_words", "philox_normal", "gamma_step", "group_norm_silu"),
+        ),
+        _FUSED,
+    )
+    | _SDPA,
+    ("cuda", True): dict.fromkeys(("philox_words", "philox_normal", "gamma_step"), _FUSED) | _SDPA,
 }
 
 _kernels: dict[str, dict[Backend, Callable[..., Any]]] = {}
+_cells: dict[str, tuple[Backend, ...]] = {}
 _default: dict[tuple[str, str, bool], Backend] = {}
 _forced: Backend | None = "reference" if os.environ.get("CTM_FAST_REFERENCE") == "1" else None
 
@@ -72,6 +84,8 @@ def unavailable(backend: Backend, device: str) -> str | None:
             return f"there are no Triton kernels for {device}"
         if torch.version.cuda is None:
             return f"torch {torch.__version__} is built without CUDA"
+    if backend == "sdpa" and device not in DEVICES:
+        return f"not used on {device}"
     return None
 
 
@@ -82,6 +96,8 @@ def define(
     fake: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    cells: tuple[Backend, ...] = ("reference", "cpp", "triton"),
+    sdpa: Callable[..., Any] | None = None,
 ) -> None:
     """Register op ``name`` of a row with whichever kernels are there.
 
@@ -91,14 +107,18 @@ def define(
         fake: the same signature, returns empty tensors of the right shape, dtype and strides.
         setup_context: as for ``torch.library.register_autograd``; None for an op without a gradient.
         backward: ``backward(ops, ctx, *grads)``; ``ops`` is the namespace that served the forward pass.
+        cells: the kernels that the op has by design.
+        sdpa: the kernel of that name, differentiable as it is.
     """
     kernels: dict[Backend, Callable[..., Any]] = {
         "reference": getattr(importlib.import_module(f"ctm_fast.ops.reference.{row}"), name)
     }
-    if any(unavailable("cpp", device) is None for device in DEVICES):
+    if sdpa is not None:
+        kernels["sdpa"] = sdpa
+    if "cpp" in cells and any(unavailable("cpp", device) is None for device in DEVICES):
         torch.library.register_fake(f"ctm_fast::{name}", fake)
         kernels["cpp"] = getattr(torch.ops.ctm_fast, name)
-    if any(unavailable("triton", device) is None for device in DEVICES):
+    if "triton" in cells and any(unavailable("triton", device) is None for device in DEVICES):
         function = getattr(importlib.import_module(f"ctm_fast.ops.triton.{row}"), name)
         if INTERPRETED:
             op = torch.library.custom_op(f"ctm_fast_triton::{name}", function, mutates_args=())
@@ -113,40 +133,44 @@ def define(
                     f"{ops.name}::{name}", _bind(backward, ops), setup_context=setup_context
                 )
     _kernels[name] = kernels
-    for device in DEVICES:
-        for compiling in (False, True):
-            _default[name, device, compiling] = _best(name, device, compiling)
+    _cells[name] = cells
+    for (device, compiling), table in SERVES.items():
+        for entry in (name, *(entry for entry in table if entry.startswith(f"{name} "))):
+            _default[entry, device, compiling] = _best(name, device, table.get(entry, ()))
 
 
 def _bind(backward: Callable[..., Any], ops: Any) -> Callable[..., Any]:
     return lambda ctx, *grads: backward(ops, ctx, *grads)
 
 
-def _best(name: str, device: str, compiling: bool) -> Backend:
-    if INTERPRETED and device == "cpu":
+def _best(name: str, device: str, backends: tuple[Backend, ...]) -> Backend:
+    if INTERPRETED and device == "cpu" and "triton" in _kernels[name]:
         return "triton"
-    for backend in SERVES[device, compiling].get(name, ()):
-        if unavailable(backend, device) is None:
-            return backend
-    return "reference"
+    return next((backend for backend in backends if unavailable(backend, device) is None), "reference")
 
 
-def serving(name: str, device: str, *, compiling: bool = False) -> Backend:
-    """Which kernel serves op ``name`` on ``device`` ("cpu", "cuda", ...), eagerly or inside ``torch.compile``."""
-    if _forced is not None:
+def serving(name: str, device: str, *, compiling: bool = False, case: str | None = None) -> Backend:
+    """Which kernel serves op ``name`` on ``device`` ("cpu", "cuda", ...), eagerly or inside ``torch.compile``.
+
+    ``case`` is the size of a call, as the table writes it, for an op whose kernels depend on it.
+    """
+    if _forced is not None and _forced in _cells[name]:
         return _forced
-    return _default.get((name, device, compiling), "reference")
+    general = _default.get((name, device, compiling), "reference")
+    return general if case is None else _default.get((f"{name} {case}", device, compiling), general)
 
 
-def kernel(name: str, x: Tensor, *inputs: Tensor | None, constants: tuple[Tensor, ...] = ()) -> Callable[..., Any]:
-    """The kernel of op ``name`` that serves a call on ``x``'s device.
+def kernel(
+    name: str, x: Tensor, *inputs: Tensor | None, constants: tuple[Tensor, ...] = (), case: str | None = None
+) -> Callable[..., Any]:
+    """The kernel of op ``name`` that serves a call on ``x``'s device, of the size ``case`` where it matters.
 
     A fused kernel has no forward-mode derivative and none with respect to ``constants`` (noise levels): asking for
     one raises NotImplementedError here, because the dispatcher would return zeros.
     """
-    backend = serving(name, x.device.type, compiling=torch.compiler.is_compiling())
-    if backend == "reference":
-        return _kernels[name]["reference"]
+    backend = serving(name, x.device.type, compiling=torch.compiler.is_compiling(), case=case)
+    if backend in ("reference", "sdpa"):
+        return _kernels[name][backend]
     for tensor in (x, *inputs, *constants):
         if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(
@@ -168,10 +192,10 @@ def kernel(name: str, x: Tensor, *inputs: Tensor | None, constants: tuple[Tensor
 
 @contextlib.contextmanager
 def use_backend(backend: Backend) -> Iterator[None]:
-    """Have ``backend`` serve every op, in the whole process, while the context is open.
+    """Have ``backend`` serve every op that has such a kernel by design, in the whole process, while the context is open.
 
-    For tests and benchmarks. An op that has no such kernel on the device raises RuntimeError when called.
-    Raises ValueError for a name that is not one of ``reference``, ``cpp``, ``triton``.
+    For tests and benchmarks. An op whose kernel is not there for the device raises RuntimeError when called.
+    Raises ValueError for a name that is not one of ``BACKENDS``.
     """
     global _forced
     if backend not in BACKENDS:
