@@ -32,9 +32,11 @@ class Inpainting:
         self.mask = mask
 
     def forward(self, x: Tensor) -> Tensor:
+        """The known pixels, 0 elsewhere: like x."""
         return x * self.mask
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x`` with the known pixels of ``y``."""
         return torch.where(self.mask == 1, y, x)
 
 
@@ -45,9 +47,11 @@ class Colourisation:
         self.weights = tuple(weights)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] -> the luminance [B, 1, H, W]."""
         return (x * self._direction(x)).sum(1, keepdim=True)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x`` moved along the grey axis to luminance ``y``; its colours stay."""
         direction = self._direction(x)
         return x + direction / direction.square().sum() * (y - self.forward(x))
 
@@ -66,11 +70,13 @@ class SuperResolution:
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
+        """The mean of each block."""
         if x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(f"x: expected sides that are multiples of {self.factor}, got {list(x.shape[2:])}")
         return functional.avg_pool2d(x, self.factor)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x`` with each block shifted to its mean in ``y``; what is within the block stays."""
         return x + functional.interpolate(y - self.forward(x), scale_factor=float(self.factor), mode="nearest")
 
 
