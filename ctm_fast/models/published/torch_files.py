@@ -29,8 +29,6 @@ def read_zip(span: Span, budget: Budget) -> Any:
         raise CheckpointError(f"a zip archive with {len(pickles)} entries NAME/data.pkl, so not one of torch.save")
     (name,) = pickles
     folder = name.removesuffix("/data.pkl")
-    if f"{folder}/constants.pkl" in entries:
-        raise CheckpointError("a TorchScript archive, which holds code")
     order = entries.get(f"{folder}/byteorder")
     if order is not None and order.part(0, min(order.size, 8)).read() != b"little":
         raise CheckpointError("its numbers are not little-endian")
@@ -63,6 +61,8 @@ def _entries(span: Span) -> dict[str, Span]:
             directory, end = archive.infolist(), archive.start_dir
     except Exception as error:  # zipfile lets what it trips over escape: struct.error, UnicodeDecodeError, ...
         raise CheckpointError(f"not a complete zip archive: {type(error).__name__}") from error
+    if any(info.filename.endswith("/constants.pkl") for info in directory):
+        raise CheckpointError("a TorchScript archive, which holds code")
     entries: dict[str, Span] = {}
     for info in directory:
         name = info.filename
