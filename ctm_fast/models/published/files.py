@@ -21,6 +21,7 @@ from ctm_fast.models.published.pickles import Budget, shown
 from ctm_fast.models.published.spans import Source, Span
 from ctm_fast.models.published.tensors import Storage, StoredTensor, StoredTensors
 from ctm_fast.models.published.torch_files import LEGACY_START, read_legacy, read_raw, read_tar, read_zip
+from ctm_fast.models.safetensors_file import DTYPES
 
 EDM_LICENCE = "CC BY-NC-SA 4.0 (NVlabs/edm): not for commercial use"
 _PUBLISHERS = (
@@ -31,18 +32,6 @@ _PUBLISHERS = (
 )
 """What names of tensors begin with (after ``model.``) -> who publishes such files, and under which licence."""
 
-_SAFETENSORS_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 _MOST_SHARING = 4  # how often a file's bytes may be named, by tensors that share a storage
 
 
@@ -50,12 +39,14 @@ _MOST_SHARING = 4  # how often a file's bytes may be named, by tensors that shar
 class PublishedFile:
     """The weights of a published file under the names they were published with.
 
-    ``tensors`` reads each when it is asked for, so that holding the file takes no memory. ``config`` is what the model
-    was built with, where the file says so (EDM's pickles; safetensors of ``python -m ctm_fast.convert``), else None.
-    ``publisher`` is told by the names; ``licence`` is what weights of that publisher come with, in words.
+    ``tensors`` reads each when it is asked for, so that holding the file takes no memory; ``shapes`` are the same on
+    the meta device, for which nothing is read. ``config`` is what the model was built with, where the file says so
+    (EDM's pickles; safetensors of ``python -m ctm_fast.convert``), else None. ``publisher`` is told by the names;
+    ``licence`` is what weights of that publisher come with, in words.
     """
 
     tensors: Mapping[str, Tensor]
+    shapes: Mapping[str, Tensor]
     config: dict[str, Any] | None
     publisher: str
     licence: str
@@ -91,7 +82,10 @@ def read_published(path: str | Path, *, entry: str | None = None) -> PublishedFi
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return PublishedFile(StoredTensors(path, stored), config, publisher, licence or usual, sha256)
+    shapes = {
+        name: torch.empty(tensor.size, dtype=tensor.storage.dtype, device="meta") for name, tensor in stored.items()
+    }
+    return PublishedFile(StoredTensors(path, stored), shapes, config, publisher, licence or usual, sha256)
 
 
 def _read_pickled(start: bytes, span: Span) -> Any:
@@ -165,11 +159,11 @@ def _read_safetensors(path: Path, span: Span) -> tuple[dict[str, StoredTensor], 
 
 
 def _safetensor(entry: dict[str, Any], data: Span) -> StoredTensor:
-    if entry["dtype"] not in _SAFETENSORS_TYPES:
+    if entry["dtype"] not in DTYPES:
         raise CheckpointError(f"a tensor of type {shown(str(entry['dtype']))}")
     start, end = entry["data_offsets"]
     shape = entry["shape"]
-    storage = Storage(_SAFETENSORS_TYPES[entry["dtype"]], math.prod(shape))
+    storage = Storage(DTYPES[entry["dtype"]], math.prod(shape))
     storage.place(data.part(start, end - start))
     stride = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     return StoredTensor(storage, 0, tuple(shape), tuple(stride))
