@@ -284,6 +284,11 @@ def _many_loads() -> bytes:
     return pickled(b"](" + load + argument + b"\x85R" + again + b"e")
 
 
+def _many_names() -> bytes:
+    whole = {f"model.map_layer0.{i}": tensor(storage_id(numel=25_000), size=25_000) for i in range(40)}
+    return archive(pickled(dictionary(**whole), protocol=2), {"0": bytes(100_000)})
+
+
 def _evil(function: bytes = name("os", "system")) -> bytes:
     return call(function, text(COMMAND))
 
@@ -393,6 +398,7 @@ CASES: dict[str, Case] = {
     "tensor of 10^9 elements": Case(
         lambda: weights(tensor(size=10**9)), r"\[1000000000\] is larger than its storage of 4"
     ),
+    "one storage under 40 names": Case(_many_names, "its tensors together are larger than the file, many times over"),
     "one element 10^9 times": Case(lambda: weights(tensor(size=10**9, stride=0)), "larger than its storage"),
     "storage of 10^12 elements": Case(
         lambda: weights(tensor(storage_id(numel=10**12), size=10**12)),

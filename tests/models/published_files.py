@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -145,7 +146,9 @@ def _module(classes: Mapping[str, Any], meta: Mapping[str, Any], conv: str, path
         return classes[meta["network"]["model_type"]](**sizes, **channels, **given)
     if path[-1] in ("enc", "dec"):
         return nn.ModuleDict()
-    return classes["UNetBlock" if "_block" in path[-1] else conv]()
+    if "_block" in path[-1]:
+        return classes["UNetBlock"](skip_scale=np.sqrt(0.5), init={"init_mode": "xavier_uniform"})
+    return classes[conv]()
 
 
 def _storage_type(dtype: torch.dtype) -> type:
