@@ -357,8 +357,11 @@ CASES: dict[str, Case] = {
         lambda: pickled(name("torch.nn.modules.container", "ModuleDict") + b")\x81}b}b"), "the state of a container"
     ),
     "a record that is no class": Case(lambda: edm(b"}", kind="function"), "arguments that do not fit"),
-    "a call of a tensor": Case(lambda: weights(tensor() + b")R"), "calls what is no admitted name"),
-    "a call of a type": Case(lambda: weights(call(name("torch", "FloatStorage"))), "calls what is no admitted name"),
+    "a call of a tensor": Case(lambda: weights(tensor() + b")R"), "calls what cannot be called"),
+    "a call of a type": Case(lambda: weights(call(name("torch", "FloatStorage"))), "calls what cannot be called"),
+    "a call of a name that is there to be an argument": Case(
+        lambda: pickled(call(name("numpy", "ndarray"), b"K\x01")), "calls what cannot be called"
+    ),
     "a call without a tuple": Case(
         lambda: pickled(name("collections", "OrderedDict") + b"]R"),
         "calls collections.OrderedDict with what is no tuple",

@@ -230,7 +230,7 @@ class PickleReader:
     def _reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
         if not isinstance(function, Admitted) or function.make is None:
-            raise CheckpointError(f"its pickle calls what is no admitted name, but a {type(function).__name__}")
+            raise CheckpointError(f"its pickle calls what cannot be called, a {type(function).__name__}")
         if not isinstance(arguments, tuple):
             raise CheckpointError(f"its pickle calls {function.name} with what is no tuple")
         self._push(function.make(arguments))
