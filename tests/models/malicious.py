@@ -201,6 +201,12 @@ def _encrypted() -> bytes:
     return bytes(content)
 
 
+def _says_compressed() -> bytes:
+    content = bytearray(weights(tensor()))
+    content[content.index(b"PK\x01\x02") + 10] = zipfile.ZIP_DEFLATED
+    return bytes(content)
+
+
 def _claims_size(size: int) -> bytes:
     content = bytearray(weights(tensor()))
     at = content.index(b"PK\x01\x02")
@@ -394,7 +400,7 @@ CASES: dict[str, Case] = {
     "memo index of 2^32": Case(lambda: pickled(b"Nr" + b"\xff" * 4), "expected a dictionary, got a NoneType"),
     "memo entry that is not there": Case(lambda: pickled(b"j" + b"\xff" * 4), "memo's entry 4294967295"),
     "a million opcodes": Case(
-        lambda: pickled(b"](" + b"N" * 1_000_001 + b"e"), "larger than that of any file of weights"
+        lambda: pickled(b"](" + b"\x8f" * 1_000_000 + b"e"), "larger than that of any file of weights"
     ),
     "the same storage 100,000 times": Case(_many_loads, "larger than that of any file of weights"),
     "text of 70 MB": Case(lambda: pickled(text("x" * 70_000_000)), "larger than that of any file of weights"),
@@ -467,8 +473,12 @@ CASES: dict[str, Case] = {
     "zip bomb as the pickle": Case(
         lambda: archive(pickled(b"N" * 10**6), compress=("a/data.pkl",)), "entry a/data.pkl is compressed or encrypted"
     ),
+    "zip entry that says it is compressed": Case(_says_compressed, "is compressed or encrypted"),
     "encrypted zip": Case(_encrypted, "is compressed or encrypted"),
     "zip entries over the same bytes": Case(_twice_in_the_directory, "entries a/data/0 and a/data/1 overlap"),
+    "zip of 50,000 entries": Case(
+        lambda: archive(pickled(b"N"), {str(i): b"" for i in range(50_000)}), "a zip archive whose directory has"
+    ),
     "zip entry twice": Case(_repeated, "two entries a/data/0"),
     "zip entry with a path": Case(
         lambda: archive(pickled(b"N"), more={"../../etc/passwd": b"x"}), "entry ../../etc/passwd, a path out of it"
@@ -487,6 +497,9 @@ CASES: dict[str, Case] = {
         lambda: tar([(_link("storages", "/etc/passwd"), b"")]), "an entry that is no file: storages"
     ),
     "tar with a path": Case(lambda: tar([(tarfile.TarInfo("../evil"), b"x")]), r"an entry ../evil too many"),
+    "tar of 100,000 headers": Case(
+        lambda: (_header("a", tarfile.XHDTYPE) * 100_000).ljust(10**4, b"\0"), "without an entry sys_info"
+    ),
     "tar without its pickle": Case(lambda: tar([(tarfile.TarInfo("storages"), b"x")]), "without an entry sys_info"),
     "tar entry of 8 GB": Case(
         lambda: changed(tar_of(), b"%011o" % 0, b"7" * 11), "truncated: expected 8589934591 bytes|damaged"
@@ -525,8 +538,17 @@ CASES: dict[str, Case] = {
     "truncated safetensors": Case(
         lambda: safetensors_bytes({"model.map_layer0.weight": torch.ones(9)})[:-1], "not a complete .safetensors"
     ),
+    "safetensors with a header of 5 MB": Case(
+        lambda: safetensors_bytes({"a": torch.ones(9)}, {"a": "x" * 5_000_000}), "a header of 5000"
+    ),
     "safetensors of another network": Case(lambda: safetensors_bytes({"a": torch.ones(9)}), "no network that is known"),
 }
+
+
+def _header(entry: str, kind: bytes) -> bytes:
+    info = tarfile.TarInfo(entry)
+    info.type = kind
+    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def _link(entry: str, target: str) -> tarfile.TarInfo:

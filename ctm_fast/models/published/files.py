@@ -32,6 +32,7 @@ _PUBLISHERS = (
 )
 """What names of tensors begin with (after ``model.``) -> who publishes such files, and under which licence."""
 
+_MAX_HEADER = 2**22  # of a .safetensors file: 40 times that of the largest published network
 _MOST_SHARING = 4  # how often a file's bytes may be named, by tensors that share a storage
 
 
@@ -142,6 +143,9 @@ def _is_safetensors(start: bytes, size: int) -> bool:
 
 def _read_safetensors(path: Path, span: Span) -> tuple[dict[str, StoredTensor], dict[str, Any] | None, str | None]:
     """Tensors, configuration and licence, as far as the metadata has them."""
+    length = int.from_bytes(span.part(0, 8).read(), "little")
+    if length > _MAX_HEADER:
+        raise CheckpointError(f"a .safetensors file with a header of {length} bytes")
     try:
         with safe_open(path, framework="pt") as file:  # holds the header against the file
             metadata = file.metadata() or {}
@@ -149,7 +153,6 @@ def _read_safetensors(path: Path, span: Span) -> tuple[dict[str, StoredTensor], 
         raise CheckpointError(f"not a complete .safetensors file: {error}") from error
     if metadata.get("format") == FORMAT:
         raise CheckpointError("is a model of ctm_fast already; its published names are written with --to published")
-    length = int.from_bytes(span.part(0, 8).read(), "little")
     header = json.loads(span.part(8, length).read())
     stored = {}
     for name, entry in header.items():

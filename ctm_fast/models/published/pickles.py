@@ -24,9 +24,9 @@ _MAX_INT_BYTES = 16
 
 @dataclass
 class Budget:
-    """What all pickles of one file may take together. The largest published file needs an eighth of it."""
+    """What all pickles of one file may take together. The largest published file needs a sixth of it."""
 
-    opcodes: int = 1_000_000
+    opcodes: int = 400_000
     text: int = 2**26
 
     def spend(self, opcodes: int = 0, text: int = 0) -> None:

@@ -3,6 +3,7 @@
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from io import BufferedIOBase
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x80\x02\x8a\n" + _MAGIC.to_bytes(10, "little") + b"."
 _LEGACY_PROTOCOL = 1001
 _CHUNK = 2**20
+_MAX_DIRECTORY = 2**21  # of a zip archive: 16 times that of the largest published file
+_MAX_MEMBERS = 16  # of a tar archive, headers of headers included
 _BLOCK = 512
 _TAR_ENTRIES = ("sys_info", "storages", "tensors", "pickle")
 
@@ -57,8 +60,10 @@ def read_zip(span: Span, budget: Budget) -> Any:
 def _entries(span: Span) -> dict[str, Span]:
     """Name -> bytes of every entry, each within the archive, apart from the others, and as its checksum says."""
     try:
-        with span.open() as file, zipfile.ZipFile(file) as archive:
+        with span.open() as file, zipfile.ZipFile(_Bounded(file, span.size)) as archive:
             directory, end = archive.infolist(), archive.start_dir
+    except CheckpointError:
+        raise
     except Exception as error:  # zipfile lets what it trips over escape: struct.error, UnicodeDecodeError, ...
         raise CheckpointError(f"not a complete zip archive: {type(error).__name__}") from error
     if any(info.filename.endswith("/constants.pkl") for info in directory):
@@ -85,6 +90,22 @@ def _entries(span: Span) -> dict[str, Span]:
             raise CheckpointError(f"damaged: the checksum of its entry {shown(name)} is another")
     _check_apart(entries)
     return entries
+
+
+class _Bounded:
+    """What zipfile reads a directory from: it asks for as many bytes as the file says the directory has."""
+
+    def __init__(self, file: BufferedIOBase, size: int) -> None:
+        self._file = file
+        self._size = size
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        left = self._size - self._file.tell()
+        wanted = left if size < 0 else min(size, left)
+        if wanted > _MAX_DIRECTORY:
+            raise CheckpointError(f"a zip archive whose directory has {wanted} bytes")
+        return self._file.read(wanted)
 
 
 def _check_apart(entries: dict[str, Span]) -> None:
@@ -229,7 +250,9 @@ def _members(span: Span) -> dict[str, Span]:
     """The entries by name; each begins with a block of 512 bytes that says its size."""
     members: dict[str, Span] = {}
     at = 0
-    while at + _BLOCK <= span.size:
+    for _ in range(_MAX_MEMBERS):
+        if at + _BLOCK > span.size:
+            break
         header = span.part(at, _BLOCK).read()
         if not any(header):
             break
