@@ -14,9 +14,10 @@ from safetensors.torch import save
 from ctm_fast import __version__
 from ctm_fast.errors import CheckpointError
 from ctm_fast.files import atomic_write
-from ctm_fast.models.config import NetworkConfig, build_network
+from ctm_fast.models.config import NetworkConfig
 from ctm_fast.models.ctm import CTM
 from ctm_fast.models.edm import EDMDenoiser
+from ctm_fast.models.unet import build_network
 
 FORMAT = "ctm_fast.model.1"
 _KINDS: dict[str, type[CTM] | type[EDMDenoiser]] = {"ctm": CTM, "edm": EDMDenoiser}

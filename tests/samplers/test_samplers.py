@@ -24,7 +24,7 @@ def golden() -> Golden:
 
 @pytest.fixture(scope="module")
 def model(golden: Golden) -> CTM:
-    return CTM(golden.network("w"), golden.meta["sigma_data"]).eval()
+    return golden.student("w")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
