@@ -45,7 +45,7 @@ class Description:
         kind = "CTM student" if self.s_branch else "denoiser"
         labels = f"{network.label_dim} classes" if network.label_dim else "unconditional"
         text = (
-            f"{network.arch} {kind}, {network.img_resolution}x{network.img_resolution}x{network.img_channels}, {labels}, "
+            f"{network.arch} {kind}, {labels}, {network.img_channels} x {network.img_resolution}^2, "
             f"{network.model_channels} channels x {network.channel_mult}, {network.num_blocks} blocks a level, "
             f"attention at {network.attn_resolutions}, sigma_data {self.sigma_data}"
         )
@@ -55,9 +55,7 @@ class Description:
         return f"{text}; assumed: " + ", ".join(f"{name} {values[name]}" for name in self.assumed)
 
 
-def describe(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any] | NetworkConfig | None = None
-) -> Description:
+def describe(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | NetworkConfig | None = None) -> Description:
     """The network of a published state dict.
 
     Names and shapes tell the architecture and all sizes but a few, which ``config`` tells or which are assumed to be

@@ -72,9 +72,7 @@ _EDM = Scheme(
     resample_filters=True,
     interleaved_qkv=True,
 )
-_SONG = replace(
-    _EDM, outside=_EDM.outside | {"out_norm": "dec.{size}_aux_norm", "out_conv": "dec.{size}_aux_conv"}
-)
+_SONG = replace(_EDM, outside=_EDM.outside | {"out_norm": "dec.{size}_aux_norm", "out_conv": "dec.{size}_aux_conv"})
 _GUIDED = Scheme(
     prefix="",
     outside={

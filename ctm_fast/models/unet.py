@@ -1,6 +1,5 @@
 """The published U-Nets, one network in four architectures, and how it is built from a description."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial

@@ -16,9 +16,7 @@ STUDENTS = [
 ]
 TEACHERS = ["edm/edm_ddpmpp_cond.npz", "edm/edm_ncsnpp_uncond.npz", "edm/edm_adm_cond.npz"]
 FILES = [(name, "w") for name in (*STUDENTS, *TEACHERS, "cifar/samplers.npz", "imagenet/samplers.npz")] + [
-    (f"{folder}/train_step.npz", prefix)
-    for folder in ("cifar", "imagenet")
-    for prefix in ("student", "ema", "teacher")
+    (f"{folder}/train_step.npz", prefix) for folder in ("cifar", "imagenet") for prefix in ("student", "ema", "teacher")
 ]
 """Every published state dict that there is."""
 LOW = [torch.bfloat16, torch.float16]
