@@ -18,7 +18,7 @@ from ctm_fast.models.ctm import CTM
 from ctm_fast.models.describe import PREFIX, describe
 from ctm_fast.models.edm import EDMDenoiser
 from ctm_fast.models.published_names import SCHEMES, published_filters, published_names
-from ctm_fast.models.unet import UNet, build_network
+from ctm_fast.models.unet import Undrawn, UNet, build_network
 from ctm_fast.nn import SelfAttention
 
 S_INITS = ("zero", "published")
@@ -62,7 +62,7 @@ def from_published(
         if name in filters and not tensor.is_meta and not torch.equal(tensor.float().cpu(), filters[name]):
             raise CheckpointError(f"{name}: expected the filter of architecture {net.config.arch}, got another")
 
-    with next(iter(tensors.values())).device:
+    with next(iter(tensors.values())).device, Undrawn():
         net = build_network(described.network, s_branch=described.s_branch)
     with torch.no_grad():
         for ours, parameter in net.state_dict().items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ctm_fast.models.config import NetworkConfig
 from ctm_fast.nn import (
@@ -245,3 +246,15 @@ def build_network(config: NetworkConfig | None = None, *, s_branch: bool, **size
     TypeError for a field that there is not.
     """
     return UNet(replace(config or NetworkConfig(), **sizes), s_branch=s_branch)
+
+
+class Undrawn(TorchFunctionMode):
+    """A context in which networks are built without drawing their weights, which are to be loaded anyway."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("uniform_", "normal_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

@@ -152,8 +152,8 @@ def test_refused(case: str) -> None:
 def test_refused_before_it_takes_memory() -> None:
     """A file of megabytes that claims a network of terabytes."""
     tensors = Golden(EDM_ADM).tensors("w")
-    for size in (16, 8):
-        tensors[f"model.enc.{size}x{size}_block0.conv0.weight"] = torch.zeros(3_200_000, 1, 1, 1)
+    for size, width in ((16, 3_200_000), (8, 6_400_000)):
+        tensors[f"model.enc.{size}x{size}_block0.conv0.weight"] = torch.zeros(width, 1, 1, 1)
     with pytest.raises(CheckpointError, match=r"expected shape .* got"):
         from_published(tensors)
 

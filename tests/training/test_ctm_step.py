@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ctm_fast.diffusion.schedule import karras_sigmas
 from ctm_fast.losses import adaptive_weight, distance, dsm_loss
-from ctm_fast.models import CTM, EDMDenoiser, NetworkConfig, build_network, to_published
+from ctm_fast.models import ARCHITECTURES, CTM, EDMDenoiser, NetworkConfig, build_network, to_published
 from ctm_fast.training.ctm_stage import CTMStep, adaptive_layer
 from ctm_fast.training.regions import Regions
 from tests.golden import Golden, assert_agree
@@ -106,11 +106,12 @@ def naive_gradients(
 
 @pytest.mark.parametrize("attention", [(), (8,)])
 @pytest.mark.parametrize("layer", ["output", "block"])
-def test_cut_gradients_are_the_naive_ones(layer: str, attention: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_cut_gradients_are_the_naive_ones(arch: str, layer: str, attention: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     config = NetworkConfig(
-        img_resolution=8, img_channels=1, label_dim=3, model_channels=16, channel_mult=(1, 2), num_blocks=1,
-        attn_resolutions=attention, dropout=0.0,
+        arch=arch, img_resolution=8, img_channels=1, label_dim=3, model_channels=32 if arch == "adm" else 16,
+        channel_mult=(1, 2), num_blocks=1, attn_resolutions=attention, dropout=0.0,
     )  # fmt: skip
     student, target = (CTM(build_network(config, s_branch=True), 0.5) for _ in range(2))
     for parameter in [*student.parameters(), *target.parameters()]:
@@ -126,4 +127,5 @@ def test_cut_gradients_are_the_naive_ones(layer: str, attention: tuple[int, ...]
     for name, parameter in student.named_parameters():
         assert parameter.grad is not None
         scale = expected[name].abs().max()
-        assert (parameter.grad - expected[name]).abs().max() <= 2e-5 * scale + 1e-9, name
+        # A bias before the norm of a single channel has gradient 0: what is there is rounding.
+        assert (parameter.grad - expected[name]).abs().max() <= 2e-5 * scale + 1e-8, name
