@@ -40,8 +40,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         # Sums about the running mean, the same on every rank: without it the variance would be a small difference of
         # large numbers.
         centre = self.running_mean.clone().view(1, -1, 1, 1)
-        moved = x.float() - centre
-        count = x.new_full((1,), x.numel() // channels, dtype=torch.float32)
+        moved = x - centre  # at least float32, as the buffers are
+        count = moved.new_full((1,), x.numel() // channels)
         sums = _SumOverRanks.apply(torch.cat([moved.sum((0, 2, 3)), moved.square().sum((0, 2, 3)), count]))
         total = sums[-1]
         mean, square = sums[:channels] / total, sums[channels:-1] / total
