@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctm_fast.losses.augment import AugmentDraws, _integers, diff_augment, draw_augment, pixels
+from ctm_fast.losses.augment import HOLE, SHIFT, AugmentDraws, _integers, diff_augment, draw_augment, pixels
 
 STREAM = 0x100
 
@@ -23,8 +23,8 @@ def draws_of(batch: int, size: int, step: int = 0) -> AugmentDraws:
 
 
 def test_sizes_of_the_published_code() -> None:
-    assert [pixels(0.125, size) for size in (32, 64)] == [4, 8]
-    assert [pixels(0.2, size) for size in (32, 64)] == [6, 13]
+    assert [pixels(SHIFT, size) for size in (32, 64)] == [4, 8]
+    assert [pixels(HOLE, size) for size in (32, 64)] == [6, 13]
 
 
 def test_nothing(generator: torch.Generator) -> None:
