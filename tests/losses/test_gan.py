@@ -217,6 +217,13 @@ def test_efficientnet(generator: torch.Generator) -> None:
     assert fake.grad is not None and torch.isfinite(fake.grad).all() and fake.grad.abs().sum() > 0
 
 
+def test_asking_for_shapes_teaches_nothing() -> None:
+    network = Pyramid()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert feature_shapes(network, RESOLUTION) == [(6, 16, 16), (8, 8, 8)]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="features: expected 1 networks, got 2"):
         AdversarialLoss([Pyramid(), Pyramid()], adversary().discriminator)

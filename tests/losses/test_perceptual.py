@@ -20,7 +20,7 @@ WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 
 def photographs(size: int) -> list[Tensor]:
     """Three colour pictures [1, 3, size, size]."""
-    data = pytest.importorskip("skimage.data", reason="scikit-image has the photographs")
+    data = pytest.importorskip("skimage.data", reason="scikit-image, which has the photographs, is not installed")
     pictures = []
     for name in ("astronaut", "chelsea", "coffee"):
         image = torch.from_numpy(getattr(data, name)()).permute(2, 0, 1)[None] / 127.5 - 1

@@ -65,8 +65,12 @@ class Normalize(nn.Module):
 def feature_shapes(network: FeatureNetwork, resolution: int, device: torch.device | str = "cpu") -> list[Shape]:
     """(C, H, W) of each map that ``network`` makes of RGB images of ``resolution`` pixels, by asking it once.
 
+    A module is frozen first, so that its batch norms do not learn from the question.
+
     Raises ValueError naming what it gave where that is not a list of maps [1, C, H, W].
     """
+    if isinstance(network, nn.Module):
+        freeze(network)
     maps: object = network(torch.zeros(1, 3, resolution, resolution, device=device))
     if not isinstance(maps, list | tuple) or not maps:
         raise ValueError(f"features: expected a list of feature maps, got {type(maps).__name__}")

@@ -106,7 +106,7 @@ def test_grey_is_repeated_and_resized(generator: torch.Generator) -> None:
 @pytest.mark.parametrize(("name", "label"), [("chelsea", 285), ("coffee", 967), ("camera", 872), ("motorcycle", 665)])
 def test_photographs(name: str, label: int) -> None:
     """Egyptian cat, espresso, tripod, moped."""
-    data = pytest.importorskip("skimage.data", reason="scikit-image has the photographs")
+    data = pytest.importorskip("skimage.data", reason="scikit-image, which has the photographs, is not installed")
     photograph = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
     image = torch.from_numpy(photograph).view(*photograph.shape[:2], -1).permute(2, 0, 1)[None] / 127.5 - 1
     height, width = image.shape[2:]
