@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from ctm_fast import __version__
 from ctm_fast.errors import CheckpointError
@@ -17,6 +16,7 @@ from ctm_fast.files import atomic_write
 from ctm_fast.models.config import NetworkConfig
 from ctm_fast.models.ctm import CTM
 from ctm_fast.models.edm import EDMDenoiser
+from ctm_fast.models.safetensors_file import write_safetensors
 from ctm_fast.models.unet import Undrawn, build_network
 
 FORMAT = "ctm_fast.model.1"
@@ -39,9 +39,7 @@ def save_model(
         "sigma_data": json.dumps(model.sigma_data),
         "metadata": json.dumps(dict(metadata or {})),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.net.state_dict().items()}
-    data = save(tensors, metadata=header)
-    atomic_write(path, lambda file: file.write(data))
+    atomic_write(path, lambda file: write_safetensors(file, model.net.state_dict(), header))
 
 
 def load_model(
