@@ -40,8 +40,9 @@ def from_published(
     try:
         with torch.device("meta"):  # shapes alone: what is refused must not take a network's memory
             net = build_network(described.network, s_branch=described.s_branch)
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"tensors: expected sizes that fit together, got {error} ({described})") from error
+    except Exception as error:  # a foreign description may fail at any depth
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"tensors: expected sizes that fit together, got {reason} ({described})") from error
     prefix = SCHEMES[net.config.arch].prefix
     given = {prefix + name.removeprefix(PREFIX): name for name in tensors}
     if len(given) < len(tensors):
