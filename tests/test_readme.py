@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ctm_fast.training import preset
+from tests.golden import Golden
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -75,10 +76,13 @@ def test_command(command: str, directory: Path) -> None:
 
 def test_python(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(directory)
-    (block,) = blocks("python")
+    sampling, networks = blocks("python")
     names: dict[str, object] = {}
-    exec(block.replace("ctm-000400", "ctm-000004"), names)  # README's own lines
+    exec(sampling.replace("ctm-000400", "ctm-000004"), names)  # README's own lines
     assert len(names["images"]) == 64  # type: ignore[arg-type]
+    names = {"tensors": Golden("edm/edm_ncsnpp_uncond.npz").tensors("w")}
+    exec(networks, names)
+    assert "model.map_layer0_s.weight" in names["tensors"]  # type: ignore[operator]
 
 
 @pytest.mark.long

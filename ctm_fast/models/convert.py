@@ -19,7 +19,6 @@ from ctm_fast.models.describe import PREFIX, describe
 from ctm_fast.models.edm import EDMDenoiser
 from ctm_fast.models.published_names import SCHEMES, published_filters, published_names
 from ctm_fast.models.unet import Undrawn, UNet, build_network
-from ctm_fast.nn import SelfAttention
 
 S_INITS = ("zero", "published")
 """How the s-branch of a new student may start."""
@@ -41,8 +40,9 @@ def from_published(
     try:
         with torch.device("meta"):  # shapes alone: what is refused must not take a network's memory
             net = build_network(described.network, s_branch=described.s_branch)
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"tensors: expected sizes that fit together, got {error} ({described})") from error
+    except Exception as error:  # a foreign description may fail at any depth
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"tensors: expected sizes that fit together, got {reason} ({described})") from error
     prefix = SCHEMES[net.config.arch].prefix
     given = {prefix + name.removeprefix(PREFIX): name for name in tensors}
     if len(given) < len(tensors):
@@ -108,13 +108,8 @@ def _layout(net: UNet, name: str, tensor: Tensor, *, published: bool) -> Tensor:
     module, _, _ = name.rpartition(".")
     if module in scheme.transposed:
         return tensor.t()
-    path, _, layer = module.rpartition(".")
-    if layer != "qkv" or not scheme.interleaved_qkv:
+    if not (scheme.interleaved_qkv and module.endswith(".qkv")):
         return tensor
-    attention = net.get_submodule(path)
-    assert isinstance(attention, SelfAttention)
-    head = tensor.shape[0] // (3 * attention.heads)
-    rest = tensor.shape[1:]
-    if published:
-        return tensor.reshape(3, attention.heads, head, *rest).movedim(0, 2).reshape(tensor.shape)
-    return tensor.reshape(attention.heads, head, 3, *rest).movedim(2, 0).reshape(tensor.shape)
+    # (head, channel, q/k/v) there, (q/k/v, head, channel) here
+    split = (3, -1) if published else (-1, 3)
+    return tensor.reshape(*split, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)

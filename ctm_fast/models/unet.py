@@ -255,6 +255,6 @@ class Undrawn(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in ("uniform_", "normal_", "kaiming_uniform_"):
+        if getattr(func, "__name__", "") in ("uniform_", "normal_", "kaiming_uniform_", "mul_"):  # mul_: the scales
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)

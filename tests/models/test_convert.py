@@ -194,9 +194,12 @@ def test_half_precision_files_are_widened_exactly() -> None:
 
 
 def test_the_model_is_a_copy() -> None:
+    """Of all tensors, and nothing is drawn for it."""
     golden = Golden(DDPMPP)
     tensors = golden.tensors("w")
+    before = torch.get_rng_state()
     model = from_published(tensors, golden.meta)
+    assert torch.equal(torch.get_rng_state(), before)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
