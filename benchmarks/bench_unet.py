@@ -1,4 +1,7 @@
-"""A whole small U-Net as the jump G(x, t, s): compiled with fused ops against compiled in ``use_reference()``."""
+"""Whole U-Nets as the jump G(x, t, s): compiled with fused ops against compiled in ``use_reference()``.
+
+On a GPU the full-size networks of the paper as well; on a CPU small ones.
+"""
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from benchmarks.harness import (
     COMPILED_TRITON,
     DEVICE,
     EAGER,
+    NETWORK_TOLERANCE,
     ROUNDS,
     Call,
     Way,
@@ -23,13 +27,19 @@ from benchmarks.harness import images as random_images
 from benchmarks.networks import DEFAULTS, NETWORKS, build, labels
 
 
+MAX_TRAINING_BATCH = 128
+"""CIFAR-10's network, eager in bfloat16, keeps 194 MB an image for its backward pass (counted on a CPU)."""
+
+
 @every_direction
 @pytest.mark.parametrize("name", NETWORKS)
 def test_unet(benchmark: BenchmarkFixture, name: str, grad: bool) -> None:
     if grad and DEVICE.type == "cpu" and name != "digits":
         pytest.skip("on a CPU training compiles no backward pass (training/regions.py): it takes minutes to compile")
-    model = build(name)
     config, batch = NETWORKS[name]
+    if grad and batch > MAX_TRAINING_BATCH:
+        pytest.skip(f"the activations of a training pass do not fit into 80 GB at batch {batch}")
+    model = build(name)
     shape = (batch, config.img_channels, config.img_resolution, config.img_resolution)
     x = random_images(shape, torch.contiguous_format)
     cotangent = torch.randn_like(x)
@@ -50,7 +60,7 @@ def test_unet(benchmark: BenchmarkFixture, name: str, grad: bool) -> None:
         {way: call(way) for way in ways},
         baseline=COMPILED,
         serves=("precond_input", "noise_embed", "precond_combine"),
-        tolerance=1e-2,
+        tolerance=NETWORK_TOLERANCE,
         work=(3 if grad else 1) * flops(lambda: model.jump(*arguments)),
         rounds=ROUNDS if grad else 2 * ROUNDS,
     )
