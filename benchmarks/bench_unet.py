@@ -26,7 +26,6 @@ from benchmarks.harness import (
 from benchmarks.harness import images as random_images
 from benchmarks.networks import DEFAULTS, NETWORKS, build, labels
 
-
 MAX_TRAINING_BATCH = 128
 """CIFAR-10's network, eager in bfloat16, keeps 194 MB an image for its backward pass (counted on a CPU)."""
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import harness
+from benchmarks.processes import THREADS
 from benchmarks.recorder import Recorder
 from benchmarks.recording import Recording
 from ctm_fast.runtime import MATMUL_PRECISION
@@ -22,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(harness.THREADS)
+    torch.set_num_threads(THREADS)
     torch.set_float32_matmul_precision(MATMUL_PRECISION)
     if config.option.record is not None:
         config.pluginmanager.register(Recorder(Recording(config.option.record), config.option.record_until))

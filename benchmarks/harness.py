@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 import re
 import statistics
 import time
@@ -25,9 +24,6 @@ from ctm_fast import ops
 from ctm_fast.ops._library import Backend, unavailable, use_backend
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-THREADS = int(os.environ.get("CTM_FAST_BENCH_THREADS", "1"))
-"""Threads of a CPU: one by default, because two on a shared machine measure the neighbours."""
-
 ROUNDS = 20
 ROUND_SECONDS = 2e-3
 """A round calls often enough to last this long: a clock read and a synchronisation are then nothing."""

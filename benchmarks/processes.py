@@ -1,5 +1,6 @@
-"""A command in a process of its own that ends by a deadline."""
+"""A command in a process of its own, which ends by a deadline and does not outlive this one."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -7,16 +8,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.recording import ROOT
-
+ROOT = Path(__file__).parent.parent
+THREADS = int(os.environ.get("CTM_FAST_BENCH_THREADS", "1"))
+"""Threads of a CPU that benchmarks use: one by default, because two on a shared machine measure the neighbours."""
 GRACE = 10.0
-"""Seconds that a process is given to end after it was interrupted."""
+"""Seconds that something is given to come to its end."""
+PATIENCE = 300.0
+"""Seconds after which work that the deadline interrupts has failed; before, it is run again with more time."""
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl
 
 
 def run(command: Sequence[str], log: Path, deadline: float, environment: dict[str, str] | None = None) -> int | None:
     """Run ``command`` in the repository's root, its output in ``log``; its exit code, None if it ran out of time.
 
-    ``deadline`` is by ``time.monotonic()``. A process that dies of a signal has its number, negative.
+    ``deadline`` is by ``time.monotonic()``. The code of a process that dies of a signal is its number, negative.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -28,18 +34,22 @@ def run(command: Sequence[str], log: Path, deadline: float, environment: dict[st
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent,  # it makes one system call and no object
         )
+    try:
+        return process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # pytest takes down what its tests started
         try:
-            return process.wait(max(0.0, deadline - time.monotonic()))
+            process.wait(GRACE)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)  # pytest takes down what its tests started
-            return None
-        finally:
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()
+            process.wait()
+        return None
+
+
+def _die_with_parent() -> None:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def last_lines(log: Path, count: int) -> str:

@@ -7,12 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.recording import Recording
+from benchmarks.recording import DEVICE_LOST, OUT_OF_TIME, Recording
 
-OUT_OF_TIME = 75
-"""Exit code: the deadline came between two benchmarks."""
-DEVICE_LOST = 76
-"""Exit code: a benchmark left the GPU unusable to this process; the next ones need a new process."""
 MESSAGE_LENGTH = 300
 
 

@@ -13,17 +13,21 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import ROOT, THREADS
 from ctm_fast.files import atomic_write
-from ctm_fast.report import report
 
-ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 SOURCES = ("ctm_fast", "csrc", "benchmarks", "setup.py", "CMakeLists.txt", "pyproject.toml")
+OUT_OF_TIME = 75
+"""Exit code of a process that records: the deadline came between two benchmarks."""
+DEVICE_LOST = 76
+"""Exit code: a benchmark left the GPU unusable to its process; the next ones need a new process."""
 SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh", ".txt", ".toml", ".npz"}
 
 
@@ -81,16 +85,18 @@ class Recording:
         started = {"commit": commit(), "date": datetime.now(UTC).isoformat(), "load before": os.getloadavg()[0]}
         path.parent.mkdir(parents=True, exist_ok=True)
         new = cls.__new__(cls)
-        new.path, new.content = (
-            path,
-            header | {"source": source} | started | {"results": {}, "failures": {}, "files": {}},
-        )
+        new.path = path
+        new.content = {**header, "source": source, **started, "results": {}, "failures": {}, "files": {}}
         new._write()
         return new
 
     @classmethod
     def of_this_machine(cls, directory: Path = RESULTS) -> "Recording":
-        values = report()
+        """The recording of what ``python -m ctm_fast.report`` tells; a process of its own loads what was built last."""
+        command = [sys.executable, "-m", "ctm_fast.report", "--json"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
+        values = json.loads(done.stdout)
         return cls.open(directory / file_name(values["machine"]), values)
 
     @property
