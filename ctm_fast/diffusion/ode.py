@@ -10,9 +10,11 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 def euler_step(denoise: Denoise, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-    """One first-order step of x [B, C, H, W] from level ``t`` to ``t_next`` [B], 0 <= t_next <= t, in the dtype of x.
+    """One first-order step of x [B, C, H, W] from level ``t`` to ``t_next``.
 
         x + (t_next - t) (x - D) / t = D + (t_next / t) (x - D)
+
+    t, t_next: [B] in the dtype of x, 0 <= t_next <= t.
     """
     return torch.lerp(denoise(x, t), x, _image(t_next / t))
 

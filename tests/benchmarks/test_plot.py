@@ -11,9 +11,9 @@ from benchmarks.recording import RESULTS
 from ctm_fast.errors import ConfigError
 
 pytest.importorskip("matplotlib", reason="the pictures are Matplotlib's")
-from PIL import Image  # noqa: E402  # after the check, whose skip is for Matplotlib alone
+from PIL import Image  # after the check, whose skip is for Matplotlib alone
 
-from benchmarks import plot  # noqa: E402
+from benchmarks import plot
 
 COMMITTED = sorted(RESULTS.glob("*.json"))
 
