@@ -45,14 +45,14 @@ def _measure(file: Path, recording: Recording, deadline: float) -> bool:
     log.unlink(missing_ok=True)
     options = ["--benchmark-only", "-v", f"--record={recording.path}", f"--record-until={deadline}"]
     while True:
-        known = len(recording.results) + len(recording.failures)
+        known = recording.count
         begin = time.monotonic()
         code = run([sys.executable, "-m", "pytest", str(file), *options], log, deadline + GRACE)
         seconds = time.monotonic() - begin
         recording.reload()
         running = recording.running
         if code is None or code == OUT_OF_TIME:
-            alone = len(recording.results) + len(recording.failures) == known
+            alone = recording.count == known
             if running is not None and code is None and alone and seconds > PATIENCE:
                 recording.end(running, None, f"interrupted after {seconds:.0f} s")
             return False
@@ -64,6 +64,7 @@ def _measure(file: Path, recording: Recording, deadline: float) -> bool:
             recording.end(running, None, _death(code))
         elif code != DEVICE_LOST:
             recording.end(file.name, None, f"{_death(code)}: {last_lines(log, 1)}")
+        if recording.count == known or file.name in recording.failures:  # another process would do no better
             recording.finish(file.name, seconds)
             return True
 

@@ -115,6 +115,11 @@ class Recording:
     def running(self) -> str | None:
         return self.content.get("running")
 
+    @property
+    def count(self) -> int:
+        """Benchmarks that were measured or failed."""
+        return len(self.results.keys() | self.failures.keys())
+
     def has(self, name: str) -> bool:
         """Whether the benchmark ``name`` was measured or failed."""
         return name in self.results or name in self.failures

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import record as record_module
 from benchmarks import recording as recording_module
 from benchmarks.figures import table
 from benchmarks.processes import ROOT
@@ -93,7 +94,10 @@ def test_a_gate_that_fails_keeps_its_figures(tmp_path: Path) -> None:
     assert list(recording.failures) == ["test_second"] and "too slow" in recording.failures["test_second"]
 
 
-def test_time_up_stops_between_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_time_up_stops_between_benchmarks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record_module, "GRACE", 120)  # pytest starts slowly on a busy machine
     recording = new(tmp_path)
     file = benchmarks(tmp_path)
     assert record([file], recording, time.monotonic() - 1) == ["bench_three.py"]
@@ -176,8 +180,8 @@ def test_table() -> None:
         "test_copy": {"median seconds": 1.0, "GB/s": 3000.0},
         "test_matmul": {"median seconds": 1.0, "TFLOP/s": 790.0},
         "test_op[cpp-forward-channels_last-64x3x32x32]": figures("cpp", 11, 0.3),
-        "test_op[cpp-forward-channels_last-512x3x64x64]": figures("cpp", 22, 0.9),
         "test_op[cpp-forward-contiguous-512x3x64x64]": figures("cpp", 33, 0.8),
+        "test_op[cpp-forward-channels_last-512x3x64x64]": figures("cpp", 22, 0.9),
         "test_op[eager-forward-channels_last-512x3x64x64]": figures("eager", 44, 0.4),
         "test_op[cpp-forward+backward-channels_last-512x3x64x64]": figures("cpp", 55, 0.7),
         "test_net[forward]": {"median seconds": 1.0, "ratios": {"compiled": 1.0, "compiled+cpp": 0.8}},
