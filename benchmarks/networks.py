@@ -1,17 +1,20 @@
 """The networks that are timed, and the ways to run them."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from benchmarks.harness import BATCHES, DEVICE, NETWORK_DTYPE, Way
-from ctm_fast.models import CTM, NetworkConfig, build_network
+from ctm_fast.models import CTM, NetworkConfig, build_network, network_preset
 from ctm_fast.training.presets import preset
 
 DEFAULTS = Way("compiled+defaults", None, compiled=True)
 
 DIGITS = preset("digits")
 FULL_SIZE = {
-    "cifar10": NetworkConfig(dropout=0.0),
+    "cifar10": replace(network_preset("cifar10-ddpmpp"), dropout=0.0),
+    "imagenet64": network_preset("imagenet64-adm"),
 }
 """The paper's networks. Without dropout: a random mask would hide whether two ways agree."""
 NETWORKS = {

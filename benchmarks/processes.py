@@ -14,7 +14,7 @@ THREADS = int(os.environ.get("CTM_FAST_BENCH_THREADS", "1"))
 GRACE = 10.0
 """Seconds that something is given to come to its end."""
 PATIENCE = 300.0
-"""Seconds after which work that the deadline interrupts has failed; before, it is run again with more time."""
+"""Seconds after which work that the deadline interrupts is held against it; before, it lacked time."""
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None).prctl
 

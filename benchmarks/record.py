@@ -54,7 +54,7 @@ def _measure(file: Path, recording: Recording, deadline: float) -> bool:
         if code is None or code == OUT_OF_TIME:
             alone = recording.count == known
             if running is not None and code is None and alone and seconds > PATIENCE:
-                recording.end(running, None, f"interrupted after {seconds:.0f} s")
+                recording.interrupt(running, seconds)
             return False
         if code in (0, 1, 5):  # all passed, some failed, none was left
             recording.finish(file.name, seconds)

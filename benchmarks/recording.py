@@ -5,6 +5,7 @@
 * results: benchmark -> its median and what stands beside it: rate, ceiling, share; medians and ratios of the ways
 * failures: benchmark -> why it failed; a gate that found a default too slow has its figures in results as well
 * files: file of benchmarks -> the seconds it took, once all of it is measured
+* interrupted: the benchmarks that the deadline interrupted, each alone and for long
 * running: the benchmark that was running when this was written, if one was
 """
 
@@ -135,6 +136,18 @@ class Recording:
         if failure is not None:
             self.failures[name] = failure
         self._write()
+
+    def interrupt(self, name: str, seconds: float) -> None:
+        """The deadline came after ``name`` had run alone for so long; the second time, it has failed.
+
+        The first time, much of what it compiled is in the compiler's cache for the second.
+        """
+        names = self.content.setdefault("interrupted", [])
+        if name in names:
+            self.end(name, None, f"interrupted twice, after {seconds:.0f} s")
+        else:
+            names.append(name)
+            self._write()
 
     def finish(self, file: str, seconds: float) -> None:
         """All of ``file`` is measured; ``seconds`` are added to what it took before."""

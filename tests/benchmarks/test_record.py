@@ -109,6 +109,30 @@ def test_time_up_stops_between_benchmarks(
     assert counts(tmp_path) == [1, 1, 1]
 
 
+def test_a_benchmark_that_outlasts_two_runs_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others of its file are run."""
+
+    def interrupted(command: Any, log: Path, deadline: float) -> int | None:
+        other = Recording(tmp_path / "results" / "machine.json")
+        for name in ("test_long", "test_next"):
+            if not other.has(name):
+                other.begin(name)
+                if name == "test_long":
+                    return None
+                other.end(name, {"median seconds": 1.0}, None)
+        return 0
+
+    monkeypatch.setattr(record_module, "run", interrupted)
+    monkeypatch.setattr(record_module, "_summary", lambda log: "")
+    recording, file = new(tmp_path), Path("bench_long.py")
+    assert record([file], recording, FOREVER) == ["bench_long.py"] and not recording.count
+    monkeypatch.setattr(record_module, "PATIENCE", -1.0)
+    assert record([file], recording, FOREVER) == ["bench_long.py"] and not recording.count
+    assert record([file], recording, FOREVER) == ["bench_long.py"] and list(recording.failures) == ["test_long"]
+    assert recording.failures["test_long"].startswith("interrupted twice")
+    assert record([file], recording, FOREVER) == [] and list(recording.results) == ["test_next"]
+
+
 def test_killed_it_goes_on_with_the_benchmark_that_ran(tmp_path: Path) -> None:
     file = benchmarks(tmp_path, "(HERE / 'go').exists() or (time.sleep(60))")
     recording = new(tmp_path)
