@@ -1,6 +1,8 @@
 # make demo    a fresh environment, the build, a training run of minutes, and its report
 # make test    the same set-up, then the tests in their three lanes
 #
+# make gpu     on a machine with a GPU, in place and without a network: build, tests, sanitizers, benchmarks
+#
 # PYTHON=python3.12 and TORCH=2.11.0 choose versions; a GPU is used if torch finds one.
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 PYTEST := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m pytest -q
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-native test-triton test-no-libraries test-full bench lint types cuda clean
+.PHONY: demo test test-native test-triton test-no-libraries test-full bench gpu lint types cuda clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m ctm_fast.train --compile
@@ -39,6 +41,11 @@ test-full: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# With the torch of PYTHON, in this directory; nothing is installed. Nine minutes at most: run it again for what is left.
+# STAGE=build, test, sanitize or bench for one stage, ONLY=text for the files with that in their path.
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(if $(STAGE),--stage $(STAGE)) $(if $(ONLY),--only $(ONLY)) $(if $(BUDGET),--budget $(BUDGET))
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

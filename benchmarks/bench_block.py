@@ -26,6 +26,8 @@ from benchmarks.harness import (
     COMPILED_TRITON,
     DEVICE,
     EAGER,
+    NETWORK_DTYPE,
+    NETWORK_TOLERANCE,
     ROUNDS,
     Call,
     Way,
@@ -53,7 +55,7 @@ class PreconditionedBlock(nn.Module):
         self.block = UNetBlock(channels, channels, EMB_CHANNELS, style=BlockStyle())
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, emb: Tensor) -> Tensor:
-        return precond_combine(x, self.block(precond_input(x, t), emb), t, s)
+        return precond_combine(x, self.block(precond_input(x, t, dtype=NETWORK_DTYPE), emb), t, s)
 
 
 class Boundary(nn.Module):
@@ -93,7 +95,7 @@ def test_block(benchmark: BenchmarkFixture, grad: bool) -> None:
         calls(module, arguments),
         baseline=COMPILED,
         serves=("precond_input", "precond_combine"),
-        tolerance=1e-2,
+        tolerance=NETWORK_TOLERANCE,
         work=(3 if grad else 1) * flops(lambda: module(*arguments)),
     )
 

@@ -21,6 +21,7 @@ ELSEWHERE = {
     "pip install torch==2.13.0": "test_build.py (long) and the Makefile's set-up",
     "pip install -e .": "test_build.py (long) and the Makefile's set-up",
     "pytest benchmarks/ --benchmark-only": "test_benchmarks below (long)",
+    "make gpu": "tests/benchmarks/test_gpu.py, its stages one by one",
 }
 TINY = ["--set", "teacher.steps=4", "--set", "ctm.steps=4", "--set", "teacher.batch=8", "--set", "ctm.batch=8"]
 
