@@ -10,11 +10,21 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-SMALL = 4096
-"""Elements below which a tile takes more channels: 32 to a thread of four warps, 64 bytes of bfloat16 in flight each;
-eight programs of 64 registers a thread fill a multiprocessor of an H100 and have 64 KiB in flight, twice what 3.35 TB/s
-times the latency of 0.7 us asks of each of 132."""
+# Occupancy, to which tests/test_triton_compiles.py holds the kernels (no GPU has run and timed them yet): 32 elements
+# to a thread, four 128-bit loads of bfloat16 in flight, need 56 to 128 registers a thread, which leaves an H100's
+# multiprocessor 16 to 36 warps: 32 KiB or more in flight, where 3.35 TB/s times a latency of 0.7 us, over 132
+# multiprocessors, asks for 18.
+WARPS = 4
+TILE = 4096
+"""Elements of a tile: 32 to each thread of WARPS warps."""
+
+WHOLE_BYTES = 32 * 1024
+"""Of an image, the most that a program keeps in registers: 16 warps of bfloat16, the only ones on a multiprocessor."""
+
+WHOLE_LANES = 128
+"""The most channels of so large a tile: with 256 the backward kernel spills."""
 
 LANES = 64
 """Channels of a tile that is not of whole groups, in channels_last: one line of 128 bytes of bfloat16."""
@@ -24,7 +34,7 @@ COLUMNS = 8
 
 
 class Whole(NamedTuple):
-    """A tile of all pixels of whole groups: ``SET`` channels in ``CB`` lanes, ``GB`` >= SET / width groups."""
+    """A tile of all pixels of whole groups: SET channels in CB lanes, GB >= SET / width groups."""
 
     SET: int
     PB: int
@@ -33,48 +43,84 @@ class Whole(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A tile of ``PB`` pixels of ``CB`` channels."""
+    """A tile of PB pixels of CB channels."""
 
     PB: int
     CB: int
 
 
-def whole_tile(channels: int, width: int, pixels: int, vector: int, limit: int) -> Whole | None:
-    """The smallest whole groups that are whole vectors of ``vector`` channels in rows of 32 bytes or more, and more of
-    them while the tile is small; None if that is more than ``limit`` elements."""
+class Merge(NamedTuple):
+    """GB groups of up to KB channels."""
+
+    GB: int
+    KB: int
+
+
+def whole_tile(x: Tensor, groups: int) -> Whole | None:
+    """The smallest whole groups that are whole vectors, in channels_last in rows of 32 bytes or more, and more of them
+    while the tile is small; None if even the smallest do not fit in registers."""
+    channels, pixels = int(x.shape[1]), int(x.shape[2] * x.shape[3])
+    width = channels // groups
+    vector = 1 if x.is_contiguous() else 16 // x.element_size()
     rows = triton.next_power_of_2(pixels)
     run = min(math.lcm(width, vector), channels)
-    while run < channels and (run < 2 * vector or triton.next_power_of_2(2 * run) * rows <= SMALL):
+    while run < channels and (run < 2 * vector or triton.next_power_of_2(2 * run) * rows <= TILE):
         run = min(2 * run, channels)
     lanes = triton.next_power_of_2(run)
-    if lanes * rows > limit:
+    limit = WHOLE_BYTES if lanes <= WHOLE_LANES else WHOLE_BYTES // 2
+    if lanes * rows * x.element_size() > limit:
         return None
     return Whole(run, rows, lanes, triton.next_power_of_2(run // width))
 
 
-def part_tile(channels: int, pixels: int, channels_last: bool, size: int) -> Part:
-    """About ``size`` elements: whole lines of 128 bytes or more, where the image has them."""
-    lanes = min(LANES if channels_last else COLUMNS, triton.next_power_of_2(channels))
-    return Part(min(size // lanes, triton.next_power_of_2(pixels)), lanes)
+def part_tile(x: Tensor) -> Part:
+    """TILE elements: whole lines of 128 bytes or more, where the image has them. A column of 2^27 pixels is alone, so
+    that offsets in a tile fit in 32 bits."""
+    channels, pixels = int(x.shape[1]), int(x.shape[2] * x.shape[3])
+    lanes = LANES if not x.is_contiguous() else COLUMNS if pixels < 2**27 else 1
+    lanes = min(lanes, triton.next_power_of_2(channels))
+    return Part(min(TILE // lanes, triton.next_power_of_2(pixels)), lanes)
+
+
+def merge_tile(x: Tensor, groups: int) -> Merge:
+    """About 1024 channels: one program or two to an image."""
+    width = triton.next_power_of_2(int(x.shape[1]) // groups)
+    return Merge(min(max(1, 1024 // width), triton.next_power_of_2(groups)), width)
+
+
+def warps(whole: Whole) -> int:
+    return max(WARPS, WARPS * whole.PB * whole.CB // TILE)
 
 
 @triton.jit
 def tile(
-    first_pixel, first_channel, run, pixels, channels, CHANNELS_LAST: tl.constexpr, PB: tl.constexpr, CB: tl.constexpr
+    image,
+    first_pixel,
+    first_channel,
+    run,
+    pixels,
+    channels,
+    CHANNELS_LAST: tl.constexpr,
+    PB: tl.constexpr,
+    CB: tl.constexpr,
 ):
-    """Channels [CB] and which there are, offsets [PB, CB] in the image and which elements there are.
+    """Channels [CB] of a tile and which there are, where it starts, its offsets [PB, CB] from there and its mask.
 
-    A tile has ``run`` channels; what is left of CB lanes is masked, as is what lies outside the image.
+    A tile has ``run`` channels; what is left of CB lanes is masked, as is what lies outside the image. The start is a
+    64-bit number; offsets in a tile fit in 32, which spares registers.
     """
-    pixel = first_pixel + tl.arange(0, PB)
+    pixel = tl.arange(0, PB)
     lane = tl.arange(0, CB)
     channel = first_channel + lane
     there = (lane < run) & (channel < channels)
+    start = image * channels * pixels
     if CHANNELS_LAST:
-        offset = pixel.to(tl.int64)[:, None] * channels + channel[None, :]
+        start += tl.cast(first_pixel, tl.int64) * channels + first_channel
+        offset = pixel[:, None] * channels + lane[None, :]
     else:
-        offset = channel.to(tl.int64)[None, :] * pixels + pixel[:, None]
-    return channel, there, offset, (pixel < pixels)[:, None] & there[None, :]
+        start += tl.cast(first_channel, tl.int64) * pixels + first_pixel
+        offset = lane[None, :] * pixels + pixel[:, None]
+    return channel, there, start, offset, (first_pixel + pixel < pixels)[:, None] & there[None, :]
 
 
 @triton.jit
@@ -130,3 +176,16 @@ def gradient(x, grad, center, rstd, gain, offset, out_scale, mask, SILU: tl.cons
         sigmoid = tl.sigmoid(z)
         g = g * sigmoid * (1 + z * (1 - sigmoid))
     return n, g
+
+
+@triton.jit
+def merged(groups, channels, GB: tl.constexpr, KB: tl.constexpr):
+    """Image, groups [GB] of a program and which there are, their channels [GB, KB] and which there are."""
+    width = channels // groups
+    blocks = tl.cdiv(groups, GB)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    group = tl.program_id(0) % blocks * GB + tl.arange(0, GB)
+    member = tl.arange(0, KB)
+    channel = group[:, None] * width + member[None, :]
+    there = (group < groups)[:, None] & (member < width)[None, :]
+    return image, group, group < groups, channel, there
