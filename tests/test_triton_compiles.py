@@ -12,10 +12,11 @@ launches noted; what would have been launched, with those constants, warps and d
 
 import importlib
 import importlib.util
+import inspect
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ def precond(dtype: torch.dtype) -> Iterator[Call]:
         arguments = (x, t, t, 0.5, dtype, need_x, need_F)
         case = f"{dtype} {need_x} {need_F}"
         yield Call("precond_combine", "precond_combine_backward", case, arguments, {"_backward": Expected(32, wide)})
-    yield Call("precond_input", "precond_input", case, (x, t, 0.5, dtype), {"_scale": Expected(32, vectors(x=16, out=16))})
+    yield Call(
+        "precond_input", "precond_input", case, (x, t, 0.5, dtype), {"_scale": Expected(32, vectors(x=16, out=16))}
+    )
 
 
 def noise() -> Iterator[Call]:
@@ -147,24 +150,37 @@ def group_norm(
     arguments: tuple[Any, ...] = (x, weight, weight, groups, 1e-6, shift, *modulation, True, None if bare else x, 0.7)
     kernels = {name: Expected(warps, wide["group_norm_silu"].get(name, {})) for name, warps in forward.items()}
     yield Call("group_norm_silu", "group_norm_silu", case, arguments, kernels)
-    kernels = {name: Expected(warps, wide["group_norm_silu_backward"].get(name, {})) for name, warps in backward.items()}
+    kernels = {
+        name: Expected(warps, wide["group_norm_silu_backward"].get(name, {})) for name, warps in backward.items()
+    }
     arguments = (x, x, *statistics, weight, weight, groups, shift, *modulation, True, 0.7, True)
     yield Call("group_norm_silu", "group_norm_silu_backward", case, arguments, kernels)
 
 
 def group_norms() -> Iterator[Call]:
-    one = {"_whole": 16}
-    split, split_backward = {"_moments": 32, "_statistics": 32, "_apply": 28}, {"_sums": 16, "_merge": 32, "_dx": 16}
-    yield from group_norm(image(512, 256, 32, 32), 32, one, one)
-    yield from group_norm(image(512, 256, 32, 32), 32, one, one, bare=True)
-    yield from group_norm(image(512, 192, 64, 64), 32, split, split_backward)
-    yield from group_norm(image(512, 256, 16, 16), 32, one, one)
-    yield from group_norm(image(512, 512, 8, 8), 32, one, one)
-    yield from group_norm(image(512, 1344, 8, 8), 32, split, split_backward)
+    one, one_backward = {"_whole": 16}, {"_whole": 8}
+    split, split_backward = {"_moments": 32, "_statistics": 16, "_apply": 28}, {"_sums": 16, "_merge": 12, "_dx": 16}
+    for bare in (False, True):
+        yield from group_norm(image(512, 256, 32, 32), 32, one, {"_whole": 16}, bare=bare)
+        yield from group_norm(image(512, 192, 64, 64), 32, split, split_backward, bare=bare)
+    yield from group_norm(image(512, 256, 16, 16), 32, one, one_backward)
+    yield from group_norm(image(512, 192, 16, 16), 32, one, one_backward)
+    yield from group_norm(image(512, 512, 8, 8), 32, one, one_backward)
+    yield from group_norm(image(512, 960, 8, 8), 32, one, one_backward)
     yield from group_norm(image(512, 576, 16, 16), 32, split, split_backward)
+    yield from group_norm(image(512, 1344, 8, 8), 32, split, split_backward)
+    yield from group_norm(image(512, 256, 32, 32, channels_last=False), 32, one, one_backward)
+    yield from group_norm(image(512, 192, 64, 64, channels_last=False), 32, split, split_backward)
+    yield from group_norm(image(64, 256, 32, 32, dtype=torch.float32), 32, one, {"_whole": 8})
+    yield from group_norm(image(64, 192, 64, 64, dtype=torch.float32), 32, split, split_backward)
+    yield from group_norm(image(64, 192, 64, 64, dtype=torch.float32, channels_last=False), 32, split, split_backward)
 
 
 CALLS = [*precond(torch.float32), *precond(torch.bfloat16), *noise(), *group_norms()]
+
+
+def name(call: Call) -> str:
+    return f"{call.op}-{call.case}"
 
 
 def launches(call: Call, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
@@ -256,25 +272,49 @@ def resident(used: dict[str, int], warps: int, capability: int) -> int:
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call.op}-{call.case}")
+@pytest.mark.parametrize("call", CALLS, ids=name)
 def test_kernels(call: Call, capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = launches(call, monkeypatch)
     assert [launch.kernel.__name__ for launch in found] == list(call.kernels)
     for launch in found:
-        name = launch.kernel.__name__
-        expected = call.kernels[name]
+        kernel_name = launch.kernel.__name__
+        expected = call.kernels[kernel_name]
         kernel = compiled(launch, capability)
         used = resources(kernel, tmp_path)
         warps = resident(used, launch.warps, capability)
-        print(f"sm_{capability} {call.op} {call.case} {name}: {used}, {warps} warps resident")
-        assert used["STACK"] == used["LOCAL"] == 0, f"{name} spills"
-        assert warps >= expected.warps, f"{name}: {used['REG']} registers leave room for {warps} warps"
+        print(f"sm_{capability} {call.op} {call.case} {kernel_name}: {used}, {warps} warps resident")
+        assert used["STACK"] == used["LOCAL"] == 0, f"{kernel_name} spills"
+        assert warps >= expected.warps, f"{kernel_name}: {used['REG']} registers leave room for {warps} warps"
         pointers = [name for name in launch.kernel.arg_names if name in launch.types]
         widths = accesses(kernel.asm["ptx"], pointers)
         assert {name: widths[name] for name in expected.bytes} == {n: {b} for n, b in expected.bytes.items()}
 
 
 def test_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table launches every kernel there is: each jitted function whose name starts with one underscore."""
-    launched = {launch.kernel.fn for call in CALLS for launch in launches(call, monkeypatch)}
-    print(launched)
+    """The table has a call of every kernel that a row launches."""
+    tried = {launch.kernel.fn for call in CALLS for launch in launches(call, monkeypatch)}
+    missing = [
+        f"{row}.{name}"
+        for row, module in MODULES.items()
+        for name in re.findall(r"wrap_triton\((_\w+)\)\[", inspect.getsource(module))
+        if getattr(module, name).fn not in tried
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("ones", [("step",), ("stream",), ("step", "stream", "channels", "pixels")])
+@pytest.mark.parametrize("call", [call for call in CALLS if call.op in ("philox_normal", "gamma_step")], ids=name)
+def test_ones(call: Call, ones: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An integer that is 1 reaches a kernel as a constant, whatever the kernel asks for, if Inductor launches it."""
+    (found,) = launches(call, monkeypatch)
+    types = {name: kind for name, kind in found.types.items() if name not in ones}
+    constants = {**found.constants, **dict.fromkeys(ones, 1)}
+    divisible = tuple(name for name in found.divisible if name not in ones)
+    assert compiled(replace(found, types=types, constants=constants, divisible=divisible), 90)
+
+
+def test_combination_divides_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A jump from t to t is the identity to the bit only if t / t is 1, which an approximate division does not give."""
+    (call,) = (call for call in precond(torch.float32) if call.op == "precond_combine")
+    (found,) = launches(call, monkeypatch)
+    assert compiled(found, 90).asm["ptx"].count("div.rn.f32") >= 2

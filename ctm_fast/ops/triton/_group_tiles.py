@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 # Occupancy, to which tests/test_triton_compiles.py holds the kernels (no GPU has run and timed them yet): 32 elements
-# to a thread, four 128-bit loads of bfloat16 in flight, need 56 to 128 registers a thread, which leaves an H100's
-# multiprocessor 16 to 36 warps: 32 KiB or more in flight, where 3.35 TB/s times a latency of 0.7 us, over 132
-# multiprocessors, asks for 18.
+# of an image to a thread, four 128-bit loads of bfloat16 in flight, need 56 to 104 registers forward and 96 to 144
+# backward, where there are two images. That leaves an H100's multiprocessor 16 to 36 warps forward, 8 to 28 backward:
+# 32 KiB or more in flight, where 3.35 TB/s times a latency of 0.7 us, over 132 multiprocessors, asks for 18.
 WARPS = 4
 TILE = 4096
 """Elements of a tile: 32 to each thread of WARPS warps."""
@@ -83,9 +83,9 @@ def part_tile(x: Tensor) -> Part:
 
 
 def merge_tile(x: Tensor, groups: int) -> Merge:
-    """About 1024 channels: one program or two to an image."""
+    """About 256 channels: a few programs to an image."""
     width = triton.next_power_of_2(int(x.shape[1]) // groups)
-    return Merge(min(max(1, 1024 // width), triton.next_power_of_2(groups)), width)
+    return Merge(min(max(1, 256 // width), triton.next_power_of_2(groups)), width)
 
 
 def warps(whole: Whole) -> int:
@@ -153,8 +153,10 @@ def by_channel(values, member):
 def optional(values, offset, there):
     """``values[offset]``, zero where there are none."""
     if values is None:
-        return tl.zeros(there.shape, tl.float32)
-    return tl.load(values + offset, mask=there, other=0.0)
+        result = tl.zeros(there.shape, tl.float32)
+    else:  # the compiler would go on behind a return
+        result = tl.load(values + offset, mask=there, other=0.0)
+    return result
 
 
 @triton.jit
