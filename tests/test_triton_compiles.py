@@ -1,7 +1,7 @@
 """The Triton kernels, compiled for an A100 and an H100 without one: what the interpreter cannot see.
 
 ``CALLS`` is a table of calls of the ops at sizes that networks have. Each is made on tensors without memory, with the
-launches noted; what would have been launched, with those constants, warps and divisible arguments, is compiled, and must
+launches noted. What would have been launched, with those constants, warps and divisible arguments, is compiled and must
 
 * keep everything in registers: no stack, so no spills and no tables;
 * read and write images in vectors of the width that the table gives, each access through each pointer it names;
@@ -111,7 +111,7 @@ def precond(dtype: torch.dtype) -> Iterator[Call]:
 def noise() -> Iterator[Call]:
     for channels_last in (False, True):
         case = "channels_last" if channels_last else "contiguous"
-        # A Philox block is four neighbours in the order (C, H, W): in channels_last a warp writes whole lines, by words.
+        # A Philox block is four neighbours in the order (C, H, W): in channels_last a warp writes lines by words.
         width, warps = (4, 20) if channels_last else (16, 32)
         arguments = (seeds(512), 7, (3, 64, 64), 1, channels_last)
         yield Call("philox_normal", "philox_normal", case, arguments, {"_normal": Expected(warps, {"out": width})})
@@ -127,34 +127,41 @@ def noise() -> Iterator[Call]:
 
 
 def group_norm(
-    x: Tensor, groups: int, forward: dict[str, int], backward: dict[str, int], *, bare: bool = False
+    x: Tensor,
+    groups: int,
+    forward: dict[str, int],
+    backward: dict[str, int],
+    *,
+    bare: bool = False,
+    odd: bool = False,
 ) -> Iterator[Call]:
-    """Warps of each kernel of the two passes; ``bare``: only what a DDPM++ block asks for."""
+    """The two passes, with the warps of each kernel.
+
+    ``bare``: only what a DDPM++ block asks for; ``odd``: not of whole vectors.
+    """
     batch, channels = x.shape[:2]
-    per_sample = floats(batch, channels)
-    weight, shift, modulation = floats(channels), per_sample, (None,) * 2 if bare else (per_sample,) * 2
-    statistics = (floats(batch, groups),) * 2
-    case = f"{'x'.join(map(str, x.shape))} {groups} {x.dtype} {'cl' if not x.is_contiguous() else ''}{' bare' * bare}"
-    wide = {
-        "group_norm_silu": {
-            "_whole": vectors(x=16, out=16) | ({} if bare else {"residual": 16}),
-            "_moments": vectors(x=16),
-            "_apply": vectors(x=16, out=16) | ({} if bare else {"residual": 16}),
-        },
-        "group_norm_silu_backward": {
-            "_whole": vectors(x=16, grad=16, dx=16),
-            "_sums": vectors(x=16, grad=16),
-            "_dx": vectors(x=16, grad=16, dx=16),
-        },
-    }
-    arguments: tuple[Any, ...] = (x, weight, weight, groups, 1e-6, shift, *modulation, True, None if bare else x, 0.7)
-    kernels = {name: Expected(warps, wide["group_norm_silu"].get(name, {})) for name, warps in forward.items()}
+    layout = "contiguous" if x.is_contiguous() else "channels_last"
+    case = f"{'x'.join(map(str, x.shape))} {groups} {x.dtype} {layout}{' bare' * bare}"
+    weight, shift, modulation = (floats(channels),) * 2, floats(batch, channels), (floats(batch, channels),) * 2
+    residual = None if bare else x
+    if bare:
+        modulation = (None, None)
+    images = ("x", "out") if bare else ("x", "residual", "out")
+    kernels = expected(forward, odd, _whole=images, _moments=("x",), _apply=images)
+    arguments = (x, *weight, groups, 1e-6, shift, *modulation, True, residual, 0.7)
     yield Call("group_norm_silu", "group_norm_silu", case, arguments, kernels)
-    kernels = {
-        name: Expected(warps, wide["group_norm_silu_backward"].get(name, {})) for name, warps in backward.items()
-    }
-    arguments = (x, x, *statistics, weight, weight, groups, shift, *modulation, True, 0.7, True)
+    kernels = expected(backward, odd, _whole=("x", "grad", "dx"), _sums=("x", "grad"), _dx=("x", "grad", "dx"))
+    statistics = (floats(batch, groups),) * 2
+    arguments = (x, x, *statistics, *weight, groups, shift, *modulation, True, 0.7, True)
     yield Call("group_norm_silu", "group_norm_silu_backward", case, arguments, kernels)
+
+
+def expected(warps: dict[str, int], odd: bool, **images: tuple[str, ...]) -> dict[str, Expected]:
+    """Of each kernel in ``warps``: those, and whole vectors through its pointers to images unless they are ``odd``."""
+    return {
+        kernel: Expected(least, {} if odd else dict.fromkeys(images.get(kernel, ()), 16))
+        for kernel, least in warps.items()
+    }
 
 
 def group_norms() -> Iterator[Call]:
@@ -171,9 +178,15 @@ def group_norms() -> Iterator[Call]:
     yield from group_norm(image(512, 1344, 8, 8), 32, split, split_backward)
     yield from group_norm(image(512, 256, 32, 32, channels_last=False), 32, one, one_backward)
     yield from group_norm(image(512, 192, 64, 64, channels_last=False), 32, split, split_backward)
-    yield from group_norm(image(64, 256, 32, 32, dtype=torch.float32), 32, one, {"_whole": 8})
+    yield from group_norm(image(64, 256, 32, 32, dtype=torch.float32), 32, one, one_backward)
     yield from group_norm(image(64, 192, 64, 64, dtype=torch.float32), 32, split, split_backward)
     yield from group_norm(image(64, 192, 64, 64, dtype=torch.float32, channels_last=False), 32, split, split_backward)
+    # Sizes that no vector divides, and those that are 1, which the compiler is given as constants.
+    any_warps = {"_moments": 8, "_statistics": 8, "_apply": 8}, {"_sums": 8, "_merge": 8, "_dx": 8}
+    yield from group_norm(image(3, 21, 97, 97, dtype=torch.float16), 7, *any_warps, odd=True)
+    yield from group_norm(image(1, 1, 131, 131), 1, *any_warps, odd=True)
+    yield from group_norm(image(1, 1, 1, 1), 1, {"_whole": 8}, {"_whole": 8}, odd=True)
+    yield from group_norm(image(1, 7, 5, 3, dtype=torch.float32), 7, {"_whole": 8}, {"_whole": 8}, odd=True)
 
 
 CALLS = [*precond(torch.float32), *precond(torch.bfloat16), *noise(), *group_norms()]
@@ -238,7 +251,7 @@ def compiled(launch: Launch, capability: int) -> Any:
 
 
 def accesses(ptx: str, pointers: list[str]) -> dict[str, set[int]]:
-    """Bytes of the accesses to global memory through each pointer, followed from the parameters through the registers."""
+    """Bytes of the accesses to global memory through each pointer, followed through the registers."""
     origin: dict[str, str] = {}
     found: dict[str, set[int]] = {}
     for line in ptx.splitlines():
