@@ -336,3 +336,15 @@ def test_combination_divides_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     (call,) = (call for call in precond(torch.float32) if call.op == "precond_combine")
     (found,) = launches(call, monkeypatch)
     assert compiled(found, 90).asm["ptx"].count("div.rn.f32") >= 2
+
+
+def test_angle_of_noise_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The angle 2 pi u is a float32 by definition; multiplied within a fused multiply-add it would have more digits."""
+    for call in (call for call in CALLS if call.op in ("philox_normal", "gamma_step")):
+        (found,) = launches(call, monkeypatch)
+        code = compiled(found, 90).asm["ptx"]
+        products = re.findall(r"mul(?:\.rn)?\.f32\s+(%r\d+), %r\d+, 0f40C90FDB;", code)
+        assert products
+        for product in products:
+            (use,) = re.findall(rf"(\S+)\s+%r\d+, .*{product}\b", code)
+            assert use == "min.f32"
