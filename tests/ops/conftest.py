@@ -42,3 +42,10 @@ def fused(request: pytest.FixtureRequest) -> Iterator[Serving]:
     """Each fused kernel that is there, serving while the test runs."""
     with use_backend(request.param.backend):
         yield request.param
+
+
+@pytest.fixture(params=_params("triton"))
+def tiled(request: pytest.FixtureRequest) -> Iterator[Serving]:
+    """Triton's kernels serving, for what only they have."""
+    with use_backend(request.param.backend):
+        yield request.param
