@@ -71,7 +71,7 @@ BACKWARD_KV: Tiles = {
     (128, 4): [Tile(16, 32, 8, 1)],
     (256, 4): [Tile(16, 32, 8, 1)],
 }
-_INTERPRETED = Tile(32, 64, 4, 1)
+_INTERPRETED = Tile(64, 128, 4, 1)
 
 
 def tiles_for(tiles: Tiles, tokens: int, head: int, itemsize: int, capability: int) -> list[Tile]:
@@ -253,7 +253,10 @@ def _backward_kv(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """dk (if KEYS) and dv (if VALUES) of a block of keys, over all queries; scores are transposed, [keys, queries]."""
+    """dk (if KEYS) and dv (if VALUES) of a block of keys, over all queries; scores are transposed, [keys, queries].
+
+    Rows of keys that are missing may overflow: no other row reads them, and they are not stored.
+    """
     SCALE: tl.constexpr = D**-0.5
     image, head, start = _place(heads, N, BLOCK_N)
     channels = heads * D
