@@ -1,5 +1,4 @@
-"""The tiles of attention's Triton kernels, compiled for an A100 and an H100 without either: what they need, and how they
-are chosen among."""
+"""The tiles of attention's Triton kernels, compiled for A100 and H100 without either: what they need, which are tried."""
 
 import importlib.util
 import re
@@ -170,7 +169,7 @@ def test_tuner(name: str, capability: tuple[int, int], monkeypatch: pytest.Monke
     assert set(kernel.keys) <= set(kernel.arg_names)
     assert kernel.cache_results
     assert not kernel.cache
-    for (head, itemsize), _ in tiles.items():
+    for head, itemsize in tiles:
         dtype = torch.bfloat16 if itemsize == 2 else torch.float32
         for tokens in (64, 1024):
             expected = [tile[:4] for tile in tiles_for(tiles, tokens, head, itemsize, capability[0])]
@@ -204,7 +203,7 @@ def test_traced(head: int, launches: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(("setting", "expected"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")])
 def test_precision(setting: str, expected: str) -> None:
-    """float32 products are as exact as PyTorch's own are asked to be at the time of the call; other dtypes are not asked."""
+    """float32 products are as exact as PyTorch's own are asked to be at the time of the call."""
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(setting)

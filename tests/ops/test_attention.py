@@ -226,7 +226,7 @@ class TestAttention(Gradients):
             super().test_double_backward(serving, dtype, generator)
             return
         inputs = on(self.inputs((3, 3, 5, 7), dtype, generator), serving.device)
-        with pytest.raises(RuntimeError, match="derivative for .*attention.* is not implemented"):
+        with pytest.raises(RuntimeError, match=r"derivative for .*attention.* is not implemented"):
             torch.autograd.grad(self._penalty(self.op, inputs), self.sensitive(inputs))
 
     def test_forward_mode_of_sdpa(self, serving: Serving, generator: torch.Generator) -> None:
