@@ -1,4 +1,4 @@
-"""The tiles of attention's Triton kernels, compiled for A100 and H100 without either: what they need, which are tried."""
+"""The tiles of attention's Triton kernels, compiled for A100 and H100 without either: needs and choice."""
 
 import importlib.util
 import re

@@ -1,5 +1,6 @@
 """The row attention: what the harness asks of every op, and what is particular to a softmax over an image's pixels."""
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -255,6 +256,35 @@ class TestAttention(Gradients):
         qkv = torch.zeros(1, 3 * 257, 2, 2, device=fused.device)
         with pytest.raises(ValueError, match=r"^heads: expected up to 256 channels a head .*, got 257$"):
             attention(qkv, heads=1)
+
+    def test_guards(self, fused: Serving, generator: torch.Generator) -> None:
+        """NaN behind the last image of every input is not read, and behind every output it stays."""
+        kernels = importlib.import_module("ctm_fast.ops.triton.attention")
+        batch, heads, size, tokens = 2, 2, 24, 65
+        channels = heads * size
+        widths = {"qkv": 3 * channels, "grad": channels, "out": channels, "d_qkv": 3 * channels}
+        memory = {
+            name: torch.full((batch + 1, tokens, width), math.nan, device=fused.device)
+            for name, width in {**widths, "lse": heads, "delta": heads}.items()
+        }
+        given = {name: whole[:batch] for name, whole in memory.items()}
+        for name in ("qkv", "grad"):
+            given[name].copy_(torch.randn(given[name].shape, generator=generator))
+        constants = kernels._constants(given["qkv"].unflatten(1, (5, 13)).permute(0, 3, 1, 2), heads)
+        parts = {"KEYS": True, "VALUES": True}
+        for kernel, block, names, more in [
+            (kernels._forward, "BLOCK_M", ("qkv", "out", "lse"), {}),
+            (kernels._backward_q, "BLOCK_M", ("grad", "qkv", "out", "lse", "delta", "d_qkv"), {}),
+            (kernels._backward_kv, "BLOCK_N", ("grad", "qkv", "lse", "delta", "d_qkv"), parts),
+        ]:
+
+            def grid(meta: dict[str, Any], block: str = block) -> tuple[int]:
+                return (batch * heads * -(-tokens // meta[block]),)
+
+            kernel[grid](*(given[name] for name in names), heads, **constants, **more)
+        for whole in memory.values():
+            assert whole[:batch].isfinite().all()
+            assert whole[batch].isnan().all()
 
     def test_log_of_the_denominator(self, serving: Serving, generator: torch.Generator) -> None:
         """What the forward pass leaves for the backward pass."""

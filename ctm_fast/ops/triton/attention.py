@@ -274,8 +274,8 @@ def _backward_kv(
         rows = first + tl.arange(0, BLOCK_M)
         q = _load(qkv + q_offset, first, 3 * channels, N, D, BLOCK_M, BLOCK_D)
         d_out = _load(grad + o_offset, first, channels, N, D, BLOCK_M, BLOCK_D)
-        # A query that is missing weighs exp(-inf).
-        log_sum = tl.load(lse + row_offset + rows, mask=rows < N, other=float("inf")) * _LOG2_E
+        # A query that is missing adds nothing: its gradient is zero.
+        log_sum = tl.load(lse + row_offset + rows, mask=rows < N, other=0.0) * _LOG2_E
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         weights = tl.exp2(scores * (SCALE * _LOG2_E) - log_sum[None, :])
         if VALUES:
