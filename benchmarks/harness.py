@@ -6,7 +6,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import conv2d
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,6 +41,10 @@ class Way(NamedTuple):
     backend: Backend | None
     """None: the defaults, ``SERVES`` in ``ctm_fast/ops/_library.py``."""
     compiled: bool = False
+    mode: str | None = None
+    """Of ``torch.compile``."""
+    sdpa: SDPBackend | None = None
+    """Which of PyTorch's kernels, where ``backend`` is "sdpa"; it raises where it does not take a call."""
 
     def missing(self) -> str | None:
         """Why it cannot be timed on this device, in words; None where it can."""
@@ -47,12 +52,17 @@ class Way(NamedTuple):
             return None
         return unavailable(self.backend, DEVICE.type)
 
-    def serving(self) -> AbstractContextManager[None]:
+    def serving(self) -> AbstractContextManager[Any]:
         """Open around every call, the first included: a compiled function is recompiled where this changes."""
-        return nullcontext() if self.backend is None else use_backend(self.backend)
+        stack = ExitStack()
+        if self.backend is not None:
+            stack.enter_context(use_backend(self.backend))
+        if self.sdpa is not None:
+            stack.enter_context(sdpa_kernel(self.sdpa))
+        return stack
 
     def prepare(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function, fullgraph=True, dynamic=False) if self.compiled else function
+        return torch.compile(function, fullgraph=True, dynamic=False, mode=self.mode) if self.compiled else function
 
     def served_by(self, op: str) -> Backend:
         return self.backend or ops.serving(op, DEVICE.type, compiling=self.compiled)
@@ -172,18 +182,20 @@ def flops(call: Call) -> int:
 def check_serving(call: Call, way: Way, *names: str) -> None:
     """Fail unless the kernels that ``way`` names serve ops ``names`` in ``call``: nothing else is worth timing.
 
-    A Triton kernel inside ``torch.compile`` is part of the graph and is not seen being dispatched; there it is
-    ``use_backend`` that raises where it is missing.
+    A Triton kernel or PyTorch's attention inside ``torch.compile`` is part of the graph and is not seen being
+    dispatched; there it is ``use_backend`` that raises where it is missing.
     """
     call()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         call()
-    dispatched = {event.name for event in profiled.events() if event.name.startswith("ctm_fast")}
+    dispatched = {event.name for event in profiled.events()}
     for name in names:
         backend = way.served_by(name)
-        namespace = {"cpp": "ctm_fast", "triton": "ctm_fast_triton", "reference": None}[backend]
-        expected = {f"{namespace}::{name}"} if namespace and not (backend == "triton" and way.compiled) else set()
-        found = dispatched & {f"ctm_fast::{name}", f"ctm_fast_triton::{name}"}
+        seen: dict[Backend, str] = {"cpp": f"ctm_fast::{name}", "triton": f"ctm_fast_triton::{name}"}
+        seen["sdpa"] = "aten::scaled_dot_product_attention"
+        inlined = way.compiled and backend != "cpp"
+        expected = {seen[backend]} if backend in seen and not inlined else set()
+        found = dispatched & set(seen.values())
         assert found == expected, f"{way.name}: expected {backend} to serve {name}, but {found or 'no op'} was called"
 
 
@@ -200,12 +212,21 @@ def time_op(
     function: Callable[..., Tensor],
     make: Callable[[], tuple[Tensor, ...]],
     *,
-    traffic: int,
+    traffic: int = 0,
+    work: int = 0,
+    tolerance: float | None = None,
+    checked: slice = slice(None),
 ) -> None:
     """Time ``function``, which calls op ``op``, on inputs from ``make``; backward too where an input wants a gradient.
 
-    ``traffic`` is the bytes that must be read and written; with it goes the share of the copy's bandwidth.
+    Args:
+        traffic: bytes that must be read and written, for the share of :func:`copy_bandwidth`; or
+        work: operations of products, for the share of :func:`product_rate`.
+        tolerance: of the output, against the reference; by default that of its dtype.
+        checked: the samples that are held to it, where the reference has no memory for all.
     """
+    if bool(traffic) == bool(work):
+        raise ValueError(f"expected traffic or work, got {traffic} bytes and {work} operations")
     if reason := way.missing():
         pytest.skip(reason)
     benchmark.group = re.sub(rf"\b{way.name}\b-?", "", benchmark.name)
@@ -214,8 +235,9 @@ def time_op(
     with way.serving():
         arguments = next(inputs)
         out = timed(*arguments)
-        with ops.use_reference():
-            check_agreement(out, function(*arguments), TOLERANCE[out.dtype])
+        with ops.use_reference(), torch.no_grad():
+            expected = function(*(argument[checked] for argument in arguments))
+            check_agreement(out[checked], expected, tolerance or TOLERANCE[out.dtype])
         backward = out.requires_grad
         cotangents = rotation(lambda: (torch.randn_like(out),)) if backward else None
 
@@ -231,9 +253,11 @@ def time_op(
         benchmark.pedantic(call, rounds=ROUNDS, iterations=iterations, warmup_rounds=2)
     if benchmark.stats is None:  # --benchmark-disable: called once, not timed
         return
-    rate = traffic / benchmark.stats.stats.median
+    rate = (traffic or work) / benchmark.stats.stats.median
+    ceiling = copy_bandwidth() if traffic else product_rate()
+    unit, scale, which = ("GB/s", 1e9, "copy") if traffic else ("TFLOP/s", 1e12, "ceiling")
     benchmark.extra_info.update(
-        {"way": way.name, "GB/s": rate / 1e9, "copy GB/s": copy_bandwidth() / 1e9, "share": rate / copy_bandwidth()}
+        {"way": way.name, unit: rate / scale, f"{which} {unit}": ceiling / scale, "share": rate / ceiling}
     )
 
 

@@ -134,6 +134,11 @@ def define(
                 )
     _kernels[name] = kernels
     _cells[name] = cells
+    _choose(name)
+
+
+def _choose(name: str) -> None:
+    """The defaults of op ``name``, and of each of its sizes that has an entry: once, not at each call."""
     for (device, compiling), table in SERVES.items():
         for entry in (name, *(entry for entry in table if entry.startswith(f"{name} "))):
             _default[entry, device, compiling] = _best(name, device, table.get(entry, ()))

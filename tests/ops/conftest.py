@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ctm_fast.ops._library import Backend, unavailable, use_backend
+from ctm_fast.ops._library import Backend, _cells, unavailable, use_backend
 from tests.ops.harness import Serving
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -30,14 +30,23 @@ def _deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=_params("reference", "cpp", "triton"))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``serving`` and ``fused``: the kernels that the op of the class has by design; without an op, the usual three."""
+    op = getattr(metafunc.cls, "op", None)
+    cells = _cells[op.__name__] if op else ("reference", "cpp", "triton")
+    for fixture, backends in (("serving", cells), ("fused", [cell for cell in cells if cell in ("cpp", "triton")])):
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, _params(*backends), indirect=True)
+
+
+@pytest.fixture
 def serving(request: pytest.FixtureRequest) -> Iterator[Serving]:
     """Each kernel that is there, the reference among them, serving while the test runs."""
     with use_backend(request.param.backend):
         yield request.param
 
 
-@pytest.fixture(params=_params("cpp", "triton"))
+@pytest.fixture
 def fused(request: pytest.FixtureRequest) -> Iterator[Serving]:
     """Each fused kernel that is there, serving while the test runs."""
     with use_backend(request.param.backend):
