@@ -1,4 +1,5 @@
-// What the CUDA rows share: the stream to launch on, 128-bit loads and stores, and the grid over a batch of images.
+// What the CUDA rows share: how a kernel is launched, 128-bit loads and stores, and the grid over a batch of images.
+// No chevrons, and no static shared memory: tests/cuda_on_cpu runs these sources on a CPU as they are.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,7 +10,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 
 namespace ctm_fast::cuda {
 
@@ -20,6 +23,19 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
+}
+
+// Launches `kernel` on the tensor's device and current stream, with `shared_bytes` of dynamic shared memory for a block.
+template <typename... Parameters, typename... Arguments>
+void launch(
+    void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, const torch::stable::Tensor& tensor,
+    Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = current_stream(tensor);
+  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
 }
 
 // N values that a thread handles at once, in as few 128-bit transactions as they take.
