@@ -38,6 +38,14 @@ void launch(
   STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
 }
 
+extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];
+
+// The dynamic shared memory of a block, as an array of T.
+template <typename T>
+__device__ inline T* shared_memory() {
+  return reinterpret_cast<T*>(dynamic_shared_memory);
+}
+
 // N values that a thread handles at once, in as few 128-bit transactions as they take.
 template <typename T, int N>
 struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
