@@ -82,7 +82,7 @@ class CudaOnCpu:
         torch.ops.load_library(str(library))
         self._memory = ctypes.CDLL(str(library))
         self.kernels: dict[str, Callable[..., Any]] = {
-            name: _library.derive(NAMESPACE, name) for name, cells in _library._cells.items() if "cpp" in cells and "group" not in name
+            name: _library.derive(NAMESPACE, name) for name, cells in _library._cells.items() if "cpp" in cells
         }
 
     def install_canaries(self) -> None:

@@ -21,6 +21,10 @@ struct uint3 {
   unsigned x, y, z;
 };
 
+struct alignas(8) float2 {
+  float x, y;
+};
+
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
