@@ -23,6 +23,9 @@ namespace {
 // with kInFlight loads of 16 bytes a lane under way, are more than its share of the bandwidth times the latency.
 #define CTM_FAST_STREAMING __launch_bounds__(kThreads, 3)
 
+// Two, 128 registers: 48 of them hold what eight channels add up and are made of.
+#define CTM_FAST_SUMMING __launch_bounds__(kThreads, 2)
+
 constexpr int kWarps = kThreads / kWarp;
 
 // [rows, batch, channels] float32, what the small kernels tell the large ones of each channel of each sample.
@@ -64,9 +67,9 @@ __device__ float sigmoid(float z) {
   return __fdividef(1.0f, 1.0f + __expf(-z));
 }
 
-// partial [batch, chunks, channels]: mean and M2 of each channel of a chunk, before x_shift.
+// partial [batch, chunks, channels, 2]: mean and M2 of each channel of a chunk, before x_shift.
 template <typename T, int N, bool kLast>
-__global__ void CTM_FAST_STREAMING moments_kernel(const T* __restrict__ x, float2* __restrict__ partial, Plan plan) {
+__global__ void CTM_FAST_STREAMING moments_kernel(const T* __restrict__ x, float* __restrict__ partial, Plan plan) {
   const Share<N, kLast> share(plan);
   constexpr int M = share.kChannels;
   constexpr int kTaken = M > 4 ? kInFlight / 2 : kInFlight;  // at once: eight channels' numbers take 24 registers
@@ -121,17 +124,19 @@ __global__ void CTM_FAST_STREAMING moments_kernel(const T* __restrict__ x, float
     a[2] = both.squares;
   });
   if (share.stores()) {
-    float2* out = partial + (share.image * plan.chunks + share.chunk) * plan.channels + share.channel;
+    Vector<float, 2 * M> pairs;
 #pragma unroll
     for (int i = 0; i < M; ++i) {
-      out[i] = {values[1][i], values[2][i]};
+      pairs.values[2 * i] = values[1][i];
+      pairs.values[2 * i + 1] = values[2][i];
     }
+    pairs.store(partial + 2 * ((share.image * plan.chunks + share.chunk) * plan.channels + share.channel));
   }
 }
 
 // A warp for each group of each sample: its mean and rstd, and the affine map of each of its channels.
 __global__ void __launch_bounds__(kThreads) merge_kernel(
-    const float2* __restrict__ partial, Modulation modulation, float* __restrict__ mean, float* __restrict__ rstd,
+    const float* __restrict__ partial, Modulation modulation, float* __restrict__ mean, float* __restrict__ rstd,
     float* __restrict__ rows, float eps, int64_t groups, Plan plan) {
   const int64_t group = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;  // of all the samples'
   const int lane = threadIdx.x % kWarp;
@@ -146,9 +151,9 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(
     const int64_t channel = first + item % width;
     const int64_t chunk = item / width;
     const int64_t left = plan.pixels - chunk * plan.chunk;
-    const float2 one = partial[(image * plan.chunks + chunk) * plan.channels + channel];
+    const auto one = Vector<float, 2>::load(partial + 2 * ((image * plan.chunks + chunk) * plan.channels + channel));
     const float count = static_cast<float>(left < plan.chunk ? left : plan.chunk);
-    moments = merge(moments, {count, one.x + modulation.moved(image * plan.channels + channel), one.y});
+    moments = merge(moments, {count, one.values[0] + modulation.moved(image * plan.channels + channel), one.values[1]});
   }
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
     const float count = __shfl_xor_sync(kWholeWarp, moments.count, distance);
@@ -243,7 +248,7 @@ __device__ float before_silu(float grad, float apart, float gain, float offset, 
 
 // partial [3, batch, chunks, channels]: sums over the pixels of a chunk of g, g (x - centre) and x - centre.
 template <typename T, int N, bool kLast>
-__global__ void CTM_FAST_STREAMING sums_kernel(
+__global__ void CTM_FAST_SUMMING sums_kernel(
     const T* __restrict__ grad, const T* __restrict__ x, const float* __restrict__ rows, float* __restrict__ partial,
     bool silu, float out_scale, Plan plan) {
   const Share<N, kLast> share(plan);
@@ -257,7 +262,7 @@ __global__ void CTM_FAST_STREAMING sums_kernel(
     const Numbers gain = Numbers::load(numbers + kGain * plane);
     const Numbers offset = Numbers::load(numbers + kOffset * plane);
     const int64_t start = share.image * plan.size() + share.first;
-    constexpr int kPairs = N > 4 ? 1 : kInFlight / 2;  // each of two loads; 48 registers hold eight channels' numbers
+    constexpr int kPairs = kInFlight / 2;  // each of two loads
     for (int k = 0; k < share.count; k += kPairs) {
       Vector<T, N> x_loaded[kPairs];
       Vector<T, N> grad_loaded[kPairs];
@@ -295,10 +300,12 @@ __global__ void CTM_FAST_STREAMING sums_kernel(
     float* out = partial + (share.image * plan.chunks + share.chunk) * plan.channels + share.channel;
 #pragma unroll
     for (int q = 0; q < 3; ++q) {
+      Vector<float, M> sums;
 #pragma unroll
       for (int i = 0; i < M; ++i) {
-        out[q * plane + i] = values[q][i];
+        sums.values[i] = values[q][i];
       }
+      sums.store(out + q * plane);
     }
   }
 }
@@ -444,7 +451,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu(
         constexpr bool kLast = last;
         const Plan plan = make_plan<N>(batch, channels, pixels, kLast);
         Tensor partial = empty_floats(x, {batch, plan.chunks, channels, 2});
-        float2* partial_data = reinterpret_cast<float2*>(partial.mutable_data_ptr<float>());
+        float* partial_data = partial.mutable_data_ptr<float>();
         const T* x_data = x.const_data_ptr<T>();
         const T* residual_data = residual ? residual->const_data_ptr<T>() : nullptr;
         float* rows_data = rows.mutable_data_ptr<float>();

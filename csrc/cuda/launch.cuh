@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 #include <utility>
 
 namespace ctm_fast::cuda {
@@ -46,13 +48,38 @@ __device__ inline T* shared_memory() {
   return reinterpret_cast<T*>(dynamic_shared_memory);
 }
 
-// N values that a thread handles at once, in as few 128-bit transactions as they take.
+template <size_t bytes>
+using Word = std::conditional_t<
+    bytes % 16 == 0, uint4, std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, uint32_t, uint16_t>>>;
+
+// N values that a thread handles at once, in as few 128-bit transactions as they take. Stored word by word and by the
+// intrinsic: for sm_90 the compiler makes an assignment into four 32-bit stores as often as not (tests/test_cuda_sass.py).
 template <typename T, int N>
 struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
   T values[N];
 
-  static __device__ Vector load(const T* from) { return *reinterpret_cast<const Vector*>(from); }
-  __device__ void store(T* to) const { *reinterpret_cast<Vector*>(to) = *this; }
+  using Words = Word<sizeof(T) * N>;
+  static constexpr int kWords = sizeof(T) * N / sizeof(Words);
+
+  static __device__ Vector load(const T* from) {
+    Words words[kWords];
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      words[i] = reinterpret_cast<const Words*>(from)[i];
+    }
+    Vector vector;
+    memcpy(&vector, words, sizeof vector);
+    return vector;
+  }
+
+  __device__ void store(T* to) const {
+    Words words[kWords];
+    memcpy(words, this, sizeof words);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      __stwb(reinterpret_cast<Words*>(to) + i, words[i]);
+    }
+  }
 };
 
 // Values of 16 bytes of the narrowest type that a kernel reads or writes.

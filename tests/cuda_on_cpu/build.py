@@ -24,7 +24,8 @@ COMMON = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURC
 # As the CPU library is built, without fused multiply-adds, so that results do not depend on the compiler's choices.
 # The sanitizers call functions of engine.cpp: no library of theirs is needed.
 KERNELS = (
-    *("-ffp-contract=off", "-Wno-unknown-pragmas", "-Wno-unused-function", "-fsanitize=alignment,bounds"),
+    *("-ffp-contract=off", "-Wno-unknown-pragmas", "-Wno-unused-function", "-fno-strict-aliasing"),
+    "-fsanitize=alignment,bounds",
     *("-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", str(HERE / "prelude.h")),
 )
 

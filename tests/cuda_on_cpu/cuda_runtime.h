@@ -21,8 +21,12 @@ struct uint3 {
   unsigned x, y, z;
 };
 
-struct alignas(8) float2 {
-  float x, y;
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
 };
 
 struct dim3 {
@@ -109,6 +113,11 @@ T __shfl_sync(unsigned mask, T value, int from, int width = 32) {
 
 inline void __syncwarp(unsigned mask = 0xffffffff) {
   cuda_on_cpu::exchange(mask, 0, cuda_on_cpu::lane());
+}
+
+template <typename T>
+void __stwb(T* to, T value) {
+  *to = value;
 }
 
 // Fast on a GPU, to some ulp; here as exact as the C library.
