@@ -2,6 +2,7 @@
 // last block and thread to the first. Both orders are allowed to a GPU; what differs between them has no barrier.
 #include <cuda_runtime.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -109,6 +110,39 @@ void fail(const std::string& what) {
   message = message.empty() ? what : message;
 }
 
+// An access to no memory at all ends its thread, not the process.
+void segmentation_fault(int) {
+  fail("an access far outside every tensor");
+  fibers[current].started = false;
+  fibers[current].state = State::kDone;
+  _longjmp(scheduler, 1);
+}
+
+// While it lives, segmentation faults are reported so: on a stack of their own, as the fiber's may be the fault.
+class Guard {
+ public:
+  Guard() {
+    stack_t own{};
+    own.ss_sp = stack_;
+    own.ss_size = sizeof stack_;
+    sigaltstack(&own, &old_stack_);
+    struct sigaction action {};
+    action.sa_handler = segmentation_fault;
+    action.sa_flags = SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGSEGV, &action, &old_action_);
+  }
+
+  ~Guard() {
+    sigaction(SIGSEGV, &old_action_, nullptr);
+    sigaltstack(&old_stack_, nullptr);
+  }
+
+ private:
+  char stack_[64 << 10];
+  stack_t old_stack_;
+  struct sigaction old_action_;
+};
+
 // Whether every lane of the mask of a waiting thread waits with the same mask.
 bool exchange_is_full(unsigned thread, unsigned count) {
   const unsigned first = thread / kWarp * kWarp;
@@ -159,7 +193,7 @@ void run_block(unsigned count, bool reverse) {
     if (waiting[static_cast<int>(State::kDone)] == count) {
       return;
     }
-    if (!release(count)) {
+    if (!message.empty() || !release(count)) {
       fail(
           "of " + std::to_string(count) + " threads " + std::to_string(waiting[1]) + " wait at __syncthreads() and " +
           std::to_string(waiting[2]) + " at a warp's exchange, while " + std::to_string(waiting[3]) + " have returned");
@@ -199,6 +233,7 @@ Contents copy(const std::vector<Allocation>& live) {
 }
 
 void run_twice(const cudaLaunchConfig_t& config) {
+  const Guard guard;
   const std::vector<Allocation> live = live_allocations();
   const Contents before = copy(live);
   run_grid(config, false);
@@ -215,7 +250,7 @@ void run_twice(const cudaLaunchConfig_t& config) {
   }
   run_grid(config, true);
   if (message.empty() && copy(live) != after) {
-    fail("the result depends on the order in which threads run: a barrier is missing");
+    fail("the result depends on the order in which threads run: a barrier is missing, or two write to one place");
   }
 }
 
