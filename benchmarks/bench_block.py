@@ -36,7 +36,7 @@ from benchmarks.harness import (
     images,
     levels,
 )
-from ctm_fast.nn import GroupNorm, UNetBlock
+from ctm_fast.nn import BlockStyle, GroupNorm, UNetBlock
 from ctm_fast.ops import precond_combine, precond_input
 
 SHAPE = (64, 256, 16, 16) if DEVICE.type == "cuda" else (4, 128, 16, 16)
@@ -50,7 +50,7 @@ class PreconditionedBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.block = UNetBlock(channels, channels, EMB_CHANNELS)
+        self.block = UNetBlock(channels, channels, EMB_CHANNELS, style=BlockStyle())
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, emb: Tensor) -> Tensor:
         return precond_combine(x, self.block(precond_input(x, t), emb), t, s)

@@ -24,6 +24,7 @@ PACKAGES = [
     "ctm_fast.evaluation",
     "ctm_fast.losses",
     "ctm_fast.models",
+    "ctm_fast.models.published",
     "ctm_fast.nn",
     "ctm_fast.ops",
     "ctm_fast.samplers",
