@@ -24,8 +24,8 @@ PLANTED = {
         "Vector<In, N> values; for (int i = 0; i < N; ++i) values.values[i] = x[offset + i];",
         "narrow loads beside 0 of 128",
     ),
-    "precond_combine": ("x_values.values[i] +", "x_values.values[(i + image) % N] +", "bytes of stack"),
-    "philox_normal": ("__launch_bounds__(kThreads) normal", "__launch_bounds__(kThreads, 8) normal", "bytes of stack"),
+    "precond_combine": ("weights.x * x_values.values[i]", "sinf(weights.x * x_values.values[i])", "bytes of stack"),
+    "group_norm_silu": ("__launch_bounds__(kThreads, 2)", "__launch_bounds__(kThreads, 6)", "bytes of stack"),
     "noise_embed": (
         "sines.store(sin_first ? first : first + half);",
         "for (int i = 0; i < N; ++i) (sin_first ? first : first + half)[i] = sines.values[i];",
@@ -37,7 +37,7 @@ PLANTED = {
 
 @pytest.mark.long
 def test_planted_faults_are_found(tmp_path: Path) -> None:
-    """A scalar load, an index that needs local memory, too few registers, a store element by element."""
+    """A scalar load, a function with a table on the stack, too few registers, a store element by element."""
     tree = tmp_path / "tree"
     shutil.copytree(ROOT / "csrc", tree / "csrc")
     shutil.copy(ROOT / "CMakeLists.txt", tree)
