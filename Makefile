@@ -1,5 +1,5 @@
 # make demo    a fresh environment, the build, a training run of minutes, and its report
-# make test    the same set-up, then the tests in their three lanes
+# make test    the same set-up, then the tests in their four lanes
 #
 # make gpu     on a machine with a GPU, in place and without a network: build, tests, sanitizers, benchmarks
 #
@@ -14,13 +14,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 PYTEST := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m pytest -q
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-native test-triton test-no-libraries test-full bench gpu lint types cuda clean
+.PHONY: demo test test-native test-triton test-cuda-on-cpu test-no-libraries test-full bench gpu lint types cuda clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m ctm_fast.train --compile
 	@echo "The report: $$(ls -td runs/*/report.md | head -n 1)"
 
-test: test-native test-triton test-no-libraries
+test: test-native test-triton test-cuda-on-cpu test-no-libraries
 
 # The C++ kernels.
 test-native: $(VENV)/installed-dev
@@ -29,6 +29,10 @@ test-native: $(VENV)/installed-dev
 # Triton's kernels, interpreted on the CPU: a program at a time, so without the statistics of 20,000 samples.
 test-triton: $(VENV)/installed-dev
 	TRITON_INTERPRET=1 $(PYTEST) tests/ops tests/samplers tests/training/test_ctm_step.py -k "not keeps_the_marginal"
+
+# The CUDA kernels, compiled for the CPU as they are: a thread at a time, so without what only compiles the ops again.
+test-cuda-on-cpu: $(VENV)/installed-dev
+	CUDA_ON_CPU=1 $(PYTEST) tests/ops -k "cuda-on-cpu and not compile"
 
 # What a machine without a compiler runs: the libraries stay closed.
 test-no-libraries: $(VENV)/installed-dev
