@@ -21,8 +21,13 @@ namespace {
 
 // Neighbours of a contiguous channel that are summed side by side, as the channels of a channels_last image are.
 constexpr int64_t kLanes = 16;
-// Bytes of the images of a block, at most where its groups allow: half of a small second-level cache.
+// Bytes of a contiguous image in a block, where its groups allow: half of a small second-level cache.
 constexpr int64_t kBlockBytes = 262144;
+// Channels of a channels_last image in a block, roughly. Many: memory is read in long runs. Few, but whole cache lines,
+// where there are not images enough to keep the threads busy.
+constexpr int64_t kManyChannels = 256;
+constexpr int64_t kFewChannels = 64;
+constexpr int64_t kManyImages = 8;
 
 // Where the pixels of a batch lie, and how its groups are dealt out.
 struct Layout {
@@ -38,17 +43,15 @@ struct Layout {
         channels_last(!x.is_contiguous()),
         block_groups(groups) {
     const int64_t size = channels / groups;
-    const int64_t bytes = std::max<int64_t>(1, pixels * size * static_cast<int64_t>(sizeof(float)));
-    if (!channels_last) {
-      block_groups = std::clamp<int64_t>(kBlockBytes / bytes, 1, groups);
-      return;
-    }
-    // Whole vectors of 16 channels, four at least, so that a pixel of a block is whole cache lines.
-    for (int64_t count = 1; count <= groups; ++count) {
-      const int64_t width = count * size;
-      if (width % 16 == 0 && width >= 64 && (block_groups == groups || count * bytes <= kBlockBytes)) {
-        block_groups = count;
+    if (channels_last) {
+      const int64_t blocks = std::max<int64_t>(1, channels / (batch < kManyImages ? kFewChannels : kManyChannels));
+      block_groups = (groups + blocks - 1) / blocks;
+      while (block_groups < groups && block_groups * size % kLanes != 0) {
+        ++block_groups;
       }
+    } else {
+      const int64_t bytes = std::max<int64_t>(1, pixels * size * static_cast<int64_t>(sizeof(float)));
+      block_groups = std::clamp<int64_t>(kBlockBytes / bytes, 1, groups);
     }
   }
 
@@ -146,14 +149,16 @@ CTM_FAST_WIDEST void add_sums(
     const float* __restrict__ rstd, const float* __restrict__ lost, const float* __restrict__ gain,
     const float* __restrict__ offset, float out_scale, int64_t rows, int64_t width, int64_t stride,
     double* __restrict__ sums, int64_t sums_stride) {
-  for (int64_t first = 0; first < width; first += kColumns) {
-    const int64_t count = std::min(kColumns, width - first);
-    const int64_t constant = columns ? first : 0;
-    for (int64_t begin = 0; begin < rows; begin += kTileRows) {
-      const int64_t end = std::min(rows, begin + kTileRows);
+  for (int64_t begin = 0; begin < rows; begin += kTileRows) {
+    const int64_t end = std::min(rows, begin + kTileRows);
+    for (int64_t first = 0; first < width; first += kColumns) {
+      const int64_t count = std::min(kColumns, width - first);
+      const int64_t constant = columns ? first : 0;
       float sum_g[kColumns] = {}, sum_g_n[kColumns] = {}, sum_n[kColumns] = {};
       for (int64_t row = begin; row < end; ++row) {
         const int64_t origin = row * stride + first;
+        prefetch_rows(grad + origin + kTileRows * stride, 1, count, stride);
+        prefetch_rows(x + origin + kTileRows * stride, 1, count, stride);
         for (int64_t i = 0; i < count; ++i) {
           const int64_t c = constant + (columns ? i : 0);
           const Gradient found = gradient<silu_behind>(
