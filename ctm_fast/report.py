@@ -106,7 +106,7 @@ def _serving(op: str, device: str, compiling: bool) -> dict[str, Any]:
     """The kernel that serves, and why not each of the fused ones that do not."""
     serves = ops.serving(op, device, compiling=compiling)
     why_not: dict[str, str] = {}
-    for backend in _library.BACKENDS:
+    for backend in _library._cells[op]:
         if backend in ("reference", serves):  # the reference is what is left when no other serves
             continue
         reason = _library.unavailable(backend, device)

@@ -1,6 +1,8 @@
 """Karras schedules of noise levels, largest first (EDM, arXiv 2206.00364, Eq. 5)."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,3 +48,17 @@ def sampler_sigmas(steps: int, levels: Levels = Levels()) -> NDArray[np.float64]
     if steps < 1:
         raise LevelError(f"steps: expected at least 1, got {steps}")
     return karras_sigmas(steps + 1, levels)
+
+
+def grid_sigmas(indices: Sequence[int], *, points: int, levels: Levels = Levels()) -> NDArray[np.float64]:
+    """Levels of the training grid by their index, tau(0) = sigma_max to tau(points - 1) = sigma_min.
+
+    LevelError unless ``indices`` are strictly increasing and in 0..points - 1.
+    """
+    tau = karras_sigmas(points, levels)
+    for index in indices:
+        if not 0 <= index < points:
+            raise LevelError(f"indices: expected 0..{points - 1}, got {index}")
+    if any(after <= before for before, after in itertools.pairwise(indices)):
+        raise LevelError(f"indices: expected a strictly increasing list, got {list(indices)}")
+    return tau[list(indices)]

@@ -192,7 +192,7 @@ def kernel(
 
 @contextlib.contextmanager
 def use_backend(backend: Backend) -> Iterator[None]:
-    """Have ``backend`` serve every op that has such a kernel by design, in the whole process, while the context is open.
+    """Have ``backend`` serve, in the whole process, every op that has such a kernel by design.
 
     For tests and benchmarks. An op whose kernel is not there for the device raises RuntimeError when called.
     Raises ValueError for a name that is not one of ``BACKENDS``.

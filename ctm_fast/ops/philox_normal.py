@@ -21,6 +21,9 @@ class Stream(enum.IntEnum):
     LANGEVIN = 3
     TRAIN = 4
     DSM = 5
+    DEQUANTISE = 6
+    PROBE = 7
+    BOUND = 8
 
 
 def philox_normal(

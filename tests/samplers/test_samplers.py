@@ -1,6 +1,7 @@
 """Samplers against the published code, against Gaussian data, and their edges."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,13 +9,24 @@ import torch
 from torch import Tensor
 
 from ctm_fast.analytic import Gaussian
-from ctm_fast.diffusion.schedule import Levels, karras_sigmas, sampler_sigmas
+from ctm_fast.diffusion.schedule import Levels, grid_sigmas, karras_sigmas, sampler_sigmas
 from ctm_fast.errors import LevelError
 from ctm_fast.models import CTM
 from ctm_fast.ops import Stream, gamma_step, philox_normal, precond_combine
-from ctm_fast.samplers import euler_sample, gamma_sample, generate, heun_sample, renoise_levels, renoise_with
+from ctm_fast.samplers import (
+    Churn,
+    dpm_solver_sample,
+    euler_sample,
+    gamma_sample,
+    generate,
+    heun_sample,
+    jump_sample,
+    renoise_levels,
+    renoise_with,
+    two_time_jumps,
+)
 from tests.golden import Golden, assert_agree
-from tests.worlds import rotated_gaussian
+from tests.worlds import assert_marginal, rotated_gaussian
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +101,11 @@ def exact_jump(world: Gaussian) -> object:
     return jump
 
 
+@pytest.mark.parametrize("renoise", ["published", "paper"])
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 0.7, 1.0])
 @pytest.mark.parametrize("isotropic", [True, False])
-def test_gamma_sampling_keeps_the_marginal_of_gaussian_data(gamma: float, isotropic: bool) -> None:
-    """Exact F*, noise of gamma_step: mean and covariance of 20,000 samples within 5 standard errors."""
+def test_gamma_sampling_keeps_the_marginal_of_gaussian_data(gamma: float, renoise: str, isotropic: bool) -> None:
+    """Exact F*, noise of gamma_step, 20,000 samples."""
     shape = (1, 2, 2)
     world = Gaussian.isotropic(0.5, shape) if isotropic else rotated_gaussian(shape)
     n = 20_000
@@ -107,15 +120,10 @@ def test_gamma_sampling_keeps_the_marginal_of_gaussian_data(gamma: float, isotro
         x_T,
         sampler_sigmas(4).tolist(),
         gamma=gamma,
+        renoise=renoise,  # type: ignore[arg-type]
         jump_renoise=jump_renoise,  # type: ignore[arg-type]
     )
-    flat = x.double().flatten(1)
-    expected = world.basis @ torch.diag(world.variances + 0.002**2) @ world.basis.T
-    deviation = (flat.mean(0) - world.mean).abs() / (expected.diagonal() / n).sqrt()
-    assert deviation.max() < 5
-    products = expected.diagonal()[:, None] * expected.diagonal()[None, :]
-    standard_error = ((products + expected.square()) / n).sqrt()
-    assert ((torch.cov(flat.T) - expected).abs() / standard_error).max() < 5
+    assert_marginal(world, x, level=0.002)
 
 
 def test_renoise_levels() -> None:
@@ -126,6 +134,91 @@ def test_renoise_levels() -> None:
     assert between[0] == pytest.approx(math.sqrt(0.75) * (sigmas[1] - 0.002) + 0.002)
     assert all(s >= sigmas[-1] for gamma in (0.1, 0.5, 0.9, 0.999) for s in renoise_levels(sigmas, gamma))
     assert between[-1] == sigmas[-1]
+    paper = renoise_levels(sigmas, 0.5, renoise="paper")
+    assert paper[:3] == pytest.approx([math.sqrt(0.75) * sigma for sigma in sigmas[1:4]])
+    assert paper[-1] == sigmas[-1] == renoise_levels(sigmas, 0.999, renoise="paper")[-1]
+    assert renoise_levels(sigmas, 0.0, renoise="paper") == sigmas[1:]
+    assert renoise_levels(sigmas, 1.0, renoise="paper") == [sigmas[-1]] * 4
+    with pytest.raises(ValueError, match=r"^renoise: expected one of published, paper, got 'mine'$"):
+        renoise_levels(sigmas, 0.5, renoise="mine")  # type: ignore[arg-type]
+
+
+def test_gamma_of_0_and_1_are_exact_and_consistency_model_sampling_to_the_bit(golden: Golden, model: CTM) -> None:
+    """Both written out; the noise of gamma = 1 is the seeds' own."""
+    sigmas, labels, seeds = sampler_sigmas(3).tolist(), golden["y"], torch.arange(4)
+    level = [torch.full((4,), sigma) for sigma in sigmas]
+    with torch.no_grad():
+        exact = consistency = golden["x_T"]
+        for i in range(3):
+            exact = model.jump(exact, level[i], level[i + 1], labels)
+            if i < 2:
+                args = level[i], level[3], level[i + 1], seeds, i, labels
+                consistency = model.jump_renoise(consistency, *args)
+            else:
+                consistency = model.jump(consistency, level[i], level[3], labels)
+
+        def jump(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            return model.jump(x, t, s, labels)
+
+        def jump_renoise(x: Tensor, t: Tensor, s: Tensor, t_next: Tensor, i: int) -> Tensor:
+            return model.jump_renoise(x, t, s, t_next, seeds, i, labels)
+
+        for gamma, expected in ((0.0, exact), (1.0, consistency)):
+            for renoise in ("published", "paper"):
+                found = gamma_sample(
+                    jump,
+                    golden["x_T"],
+                    sigmas,
+                    gamma=gamma,
+                    renoise=renoise,  # type: ignore[arg-type]
+                    jump_renoise=jump_renoise,
+                )
+                assert torch.equal(found, expected)
+
+
+def test_two_times_of_the_training_grid() -> None:
+    """Jump to tau(i1), noise up to tau(i2), jump to sigma_min: the marginal of Gaussian data is kept."""
+    levels, n = Levels(), 20_000
+    jumps = two_time_jumps(14, 11, points=18, levels=levels)
+    tau = karras_sigmas(18)
+    assert jumps == [(80.0, tau[14]), (tau[11], 0.002)]
+    assert two_time_jumps(9, 9, points=18, levels=levels) == [(80.0, tau[9]), (tau[9], 0.002)]
+    world = rotated_gaussian((1, 2, 2))
+    generator = torch.Generator().manual_seed(1)
+    x = jump_sample(
+        world.jump,
+        world.sample(n, generator, level=80.0),
+        jumps,
+        jump_renoise=renoise_with(world.jump, lambda i, x: torch.randn(x.shape, generator=generator, dtype=x.dtype)),
+    )
+    assert_marginal(world, x, level=0.002)
+    for i1, i2 in ((11, 14), (18, 3), (3, 0)):
+        with pytest.raises(LevelError, match=f"^i1, i2: expected 0 < i2 <= i1 < 18, got {i1}, {i2}$"):
+            two_time_jumps(i1, i2, points=18, levels=levels)
+
+
+@pytest.mark.parametrize(
+    ("jumps", "message"),
+    [
+        ([], "at least one"),
+        ([(80.0, 0.0)], "positive"),
+        ([(math.nan, 1.0)], "finite"),
+        ([(1.0, 2.0)], r"s <= t, got \(1.0, 2.0\)"),
+        ([(80.0, 2.0), (1.0, 0.002)], "at or above the level reached, got 2.0 then 1.0 at 0"),
+    ],
+)
+def test_jumps_out_of_order(jumps: list[tuple[float, float]], message: str) -> None:
+    with pytest.raises(LevelError, match=message):
+        jump_sample(lambda x, t, s: x, torch.zeros(1, 1, 2, 2), jumps)
+
+
+def test_grid_sigmas() -> None:
+    np.testing.assert_array_equal(grid_sigmas((0, 3, 17), points=18), karras_sigmas(18)[[0, 3, 17]])
+    for indices in ((0, 18), (-1, 2)):
+        with pytest.raises(LevelError, match=r"^indices: expected 0\.\.17, got"):
+            grid_sigmas(indices, points=18)
+    with pytest.raises(LevelError, match="strictly increasing"):
+        grid_sigmas((3, 3), points=18)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.4, 1.0])
@@ -197,8 +290,68 @@ def test_heun_converges_on_gaussian_data() -> None:
     assert errors[0] / errors[1] > 3  # second order
 
 
+@pytest.mark.parametrize("sample", [heun_sample, euler_sample])
+def test_churn_keeps_the_marginal(sample: Callable[..., Tensor]) -> None:
+    """EDM's stochastic sampler on Gaussian data; Euler's first-order error takes more levels to vanish."""
+    world, n = rotated_gaussian((1, 2, 2)), 20_000
+    generator = torch.Generator().manual_seed(2)
+    sigmas = karras_sigmas(64 if sample is heun_sample else 1000).tolist()
+    seen = []
+
+    def noise(i: int, x: Tensor) -> Tensor:
+        seen.append(i)
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    x_T = world.sample(n, generator, level=80.0)
+    x = sample(world.denoise, x_T, sigmas, churn=Churn(20.0, lowest=0.05, highest=50.0), noise=noise)
+    assert seen == list(range(len(sigmas)))
+    assert_marginal(world, x, level=0.0)
+
+
+def test_churn_is_the_published_formula() -> None:
+    churn = Churn(8.0, lowest=1.0, highest=10.0)
+    assert churn.level(0.5, 16) == 0.5
+    assert churn.level(20.0, 16) == 20.0
+    assert churn.level(2.0, 40) == pytest.approx(2.4)
+    assert churn.level(2.0, 4) == pytest.approx(2 * math.sqrt(2))
+    world = rotated_gaussian((1, 2, 2))
+    x = world.sample(3, torch.Generator().manual_seed(0), level=5.0)
+    plain = heun_sample(world.denoise, x, [5.0, 1.0])
+    still = heun_sample(world.denoise, x, [5.0, 1.0], churn=Churn(0.0), noise=lambda i, x: torch.ones_like(x))
+    assert torch.equal(plain, still)
+    with pytest.raises(ValueError, match=r"^noise: expected a callable with churn, got None$"):
+        heun_sample(world.denoise, x, [5.0, 1.0], churn=churn)
+    with pytest.raises(LevelError, match="amount, inflation"):
+        Churn(-1.0)
+    with pytest.raises(LevelError, match="lowest, highest"):
+        Churn(1.0, lowest=2.0, highest=1.0)
+
+
+def test_dpm_solver_converges_on_gaussian_data_with_one_evaluation_a_step() -> None:
+    world = rotated_gaussian((1, 2, 2))
+    x = world.sample(6, torch.Generator().manual_seed(0), level=80.0)
+    errors = []
+    for levels in (80, 160):
+        calls = []
+
+        def denoise(x: Tensor, sigma: Tensor, calls: list[Tensor] = calls) -> Tensor:
+            calls.append(sigma)
+            return world.denoise(x, sigma)
+
+        sigmas = karras_sigmas(levels).tolist()
+        found = dpm_solver_sample(denoise, x, sigmas)
+        assert [float(sigma[0]) for sigma in calls] == pytest.approx(sigmas)
+        errors.append((found - world.jump(x, torch.full((6,), 80.0), torch.zeros(6))).abs().max().item())
+    assert errors[1] < 5e-3
+    assert errors[0] / errors[1] > 3  # second order
+    few = karras_sigmas(20).tolist()
+    exact = world.jump(x, torch.full((6,), 80.0), torch.zeros(6))
+    by_euler, by_dpm = (s(world.denoise, x, few) for s in (euler_sample, dpm_solver_sample))
+    assert (by_dpm - exact).abs().max() < 0.5 * (by_euler - exact).abs().max()
+
+
 def test_renoising_needs_a_source_of_noise() -> None:
-    with pytest.raises(ValueError, match="jump_renoise: expected a callable for gamma = "):
+    with pytest.raises(ValueError, match=r"^jump_renoise: expected a callable"):
         gamma_sample(lambda x, t, s: x, torch.zeros(1, 1, 2, 2), [80.0, 1.0, 0.002], gamma=0.5)
 
 

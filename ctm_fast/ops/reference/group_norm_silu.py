@@ -23,7 +23,11 @@ def group_norm_silu(
     if x_shift is not None:
         h = h + x_shift[:, :, None, None]
     batch, channels, height, width = x.shape
-    h, mean, rstd = torch.native_group_norm(h, weight, bias, batch, channels, height * width, groups, eps)
+    if batch == 0:  # which PyTorch's op refuses
+        h = h * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
+        mean = rstd = h.new_empty((0, groups))
+    else:
+        h, mean, rstd = torch.native_group_norm(h, weight, bias, batch, channels, height * width, groups, eps)
     if scale is not None:
         h = h * (1 + scale[:, :, None, None])
     if shift is not None:

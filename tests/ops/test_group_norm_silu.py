@@ -1,0 +1,183 @@
+"""The row group_norm_silu: what the harness asks of every op, and what is particular to statistics of groups."""
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctm_fast.ops import group_norm_silu
+from tests.ops.harness import Gradients, Images, Inputs, Serving, assert_close, channels_last, on, upcast
+
+GROUP_WIDTHS = (1, 6, 8, 12, 18, 30, 42)
+"""Channels of a group: ADM's are 6 to 42, DDPM++'s 4 to 16."""
+
+
+class TestGroupNormSilu(Gradients, Images):
+    op = staticmethod(group_norm_silu)
+    anchor = "x"
+    differentiable = ("x", "weight", "bias", "x_shift", "scale", "shift", "residual")
+    constants: ClassVar[tuple[str, ...]] = ()
+    twice = False
+
+    def inputs(self, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+        """Twelve channels for each one asked for, in two groups: a group of two numbers has no gradient to speak of."""
+        batch, width, height, length = shape
+        return self.image((batch, 12 * width, height, length), max(1, 2 * width), dtype, generator)
+
+    def image(self, shape: tuple[int, ...], groups: int, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+        batch, channels = shape[:2]
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator).requires_grad_()
+
+        return {
+            "x": torch.randn(shape, generator=generator).to(dtype).requires_grad_(),
+            "weight": normal(channels),
+            "bias": normal(channels),
+            "groups": groups,
+            "eps": 1e-5,
+            "x_shift": normal(batch, channels),
+            "scale": normal(batch, channels),
+            "shift": normal(batch, channels),
+            "silu": True,
+            "residual": torch.randn(shape, generator=generator).to(dtype).requires_grad_(),
+            "out_scale": 0.5**0.5,
+        }
+
+    def exact(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        groups: int,
+        eps: float,
+        silu: bool,
+        out_scale: float,
+        x_shift: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        residual: Tensor | None,
+    ) -> Tensor:
+        batch, channels = x.shape[:2]
+
+        def image(values: Tensor | None) -> Tensor:
+            return torch.zeros(1, 1, 1, 1) if values is None else values[:, :, None, None]
+
+        h = x + image(x_shift)
+        grouped = h.reshape(batch, groups, channels // groups * x.shape[2] * x.shape[3])
+        centred = grouped - grouped.mean(2, keepdim=True)
+        n = (centred / (centred.square().mean(2, keepdim=True) + eps).sqrt()).reshape(x.shape)
+        z = (n * weight.view(1, channels, 1, 1) + bias.view(1, channels, 1, 1)) * (1 + image(scale)) + image(shift)
+        y = z / (1 + torch.exp(-z)) if silu else z
+        return (y if residual is None else y + residual) * out_scale
+
+    def bound(self, serving: Serving, dtype: torch.dtype, inputs: Inputs) -> float:
+        # Statistics are sums of as many float32 as a group has; PyTorch folds the mean into an offset, which cancels.
+        return serving.tolerance(dtype) + (2e-5 if serving.backend == "reference" else 2e-6)
+
+    def varieties(self, generator: torch.Generator) -> list[Inputs]:
+        plain = self.inputs((3, 1, 5, 7), torch.float32, generator)
+        bare = plain | dict.fromkeys(("x_shift", "scale", "shift", "residual")) | {"silu": False, "out_scale": 1.0}
+        some = plain | dict.fromkeys(("scale", "shift"))
+        return [*super().varieties(generator), bare, channels_last(some)]
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("width", GROUP_WIDTHS)
+    def test_group_widths(self, serving: Serving, width: int, layout: str, generator: torch.Generator) -> None:
+        """Values and gradients for groups that are and are not whole vectors, of odd and even numbers of channels."""
+        for groups, size in ((3, (3, 5)), (4, (8, 8)), (1, (1, 1)) if width > 1 else (2, (4, 1))):
+            inputs = self.image((2, groups * width, *size), groups, torch.float32, generator)
+            if layout == "channels_last":
+                inputs = channels_last(inputs)
+            self.check_values(inputs, serving)
+            actual, exact = on(inputs, serving.device), upcast(inputs)
+            out, true = self.op(**actual), self.exact(**exact)
+            cotangent = torch.randn(out.shape, generator=generator)
+            found = torch.autograd.grad(out, self.sensitive(actual), cotangent.to(out))
+            expected = torch.autograd.grad(true, self.sensitive(exact), cotangent.double())
+            for one, other in zip(found, expected, strict=True):
+                # A shift of a whole group changes nothing: its gradient is what is left of terms as large as that of x.
+                largest = max(float(other.abs().max()), float(expected[0].abs().max()))
+                few = width * size[0] * size[1] < 16
+                assert_close(one, other, torch.full_like(other, (1e-4 if few else 1e-5) * largest))
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("left_out", ["x_shift", "scale", "shift", "residual", "silu", "all"])
+    def test_options(self, serving: Serving, left_out: str, layout: str, generator: torch.Generator) -> None:
+        """Each argument left out, alone and all together; the others keep their gradients."""
+        inputs = self.inputs((2, 2, 5, 7), torch.float32, generator)
+        names = ("x_shift", "scale", "shift", "residual", "silu") if left_out == "all" else (left_out,)
+        inputs |= {name: False if name == "silu" else None for name in names}
+        if layout == "channels_last":
+            inputs = channels_last(inputs)
+        actual, exact = on(inputs, serving.device), upcast(inputs)
+        out, true = self.op(**actual), self.exact(**exact)
+        assert_close(out, true, self.bound(serving, out.dtype, inputs))
+        given = [name for name in self.differentiable if inputs[name] is not None]
+        cotangent = torch.randn(out.shape, generator=generator)
+        found = torch.autograd.grad(out, [actual[name] for name in given], cotangent.to(out))
+        expected = torch.autograd.grad(true, [exact[name] for name in given], cotangent.double())
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other, 4e-6)
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    def test_far_from_zero(self, fused: Serving, layout: str, generator: torch.Generator) -> None:
+        """A mean of 1000 standard deviations: E[x^2] - E[x]^2 in float32 would leave nothing of the variance."""
+        inputs = self.image((2, 24, 16, 16), 3, torch.float32, generator)
+        inputs |= dict.fromkeys(("x_shift", "scale", "shift", "residual")) | {"silu": False}
+        inputs["x"] = inputs["x"].detach() * 0.1 + 100
+        if layout == "channels_last":
+            inputs = channels_last(inputs)
+        # The mean itself is a float32 near 100, of spacing 7.6e-6: 7.6e-5 of the standard deviation.
+        assert_close(self.op(**on(inputs, fused.device)), self.exact(**upcast(inputs)), 1e-4)
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    def test_flat(self, serving: Serving, layout: str, generator: torch.Generator) -> None:
+        """A constant image has no variance: the output is what the bias alone gives, and every gradient is finite."""
+        inputs = self.inputs((2, 1, 4, 4), torch.float32, generator) | dict.fromkeys(("x_shift",))
+        inputs["x"] = torch.full_like(inputs["x"], 2.0).requires_grad_()
+        if layout == "channels_last":
+            inputs = channels_last(inputs)
+        self.check_values(inputs, serving)
+        actual = on(inputs, serving.device)
+        given = [actual[name] for name in self.differentiable if inputs[name] is not None]
+        assert all(g.isfinite().all() for g in torch.autograd.grad(self.op(**actual).sum(), given))
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    def test_not_finite(self, serving: Serving, layout: str, value: float, generator: torch.Generator) -> None:
+        """One bad pixel spoils its group of its sample, visibly, and nothing else."""
+        inputs = self.inputs((2, 2, 5, 5), torch.float32, generator) | {"residual": None}
+        x = inputs["x"].detach().clone()
+        clean = self.op(**on(inputs | {"x": x}, serving.device))
+        x[1, 7, 2, 3] = value
+        given = on(inputs | {"x": x}, serving.device)
+        out = self.op(**(channels_last(given) if layout == "channels_last" else given)).detach().cpu()
+        assert out[1, 6:12].isnan().all()
+        spoilt = torch.zeros(out.shape, dtype=torch.bool)
+        spoilt[1, 6:12] = True
+        torch.testing.assert_close(out[~spoilt], clean.detach().cpu()[~spoilt], rtol=1e-5, atol=1e-5)
+
+    def test_any_batch(self, fused: Serving, generator: torch.Generator) -> None:
+        """A sample does not depend on the batch it is in: to the bit."""
+        inputs = on(self.inputs((5, 3, 9, 7), torch.float32, generator), fused.device)
+        whole = self.op(**inputs)
+        order = torch.randperm(5, generator=generator).to(fused.device)
+        for chosen in (order, order[:1]):
+            part: dict[str, Any] = {
+                name: v[chosen] if isinstance(v, Tensor) and name not in ("weight", "bias") else v
+                for name, v in inputs.items()
+            }
+            assert torch.equal(self.op(**part), whole[chosen])
+
+    def test_size_messages(self, serving: Serving, generator: torch.Generator) -> None:
+        inputs = on(self.inputs((2, 1, 4, 4), torch.float32, generator), serving.device)
+        self.check_error(inputs | {"groups": 5}, ValueError, "^groups: expected a divisor of 12 channels, got 5$")
+        self.check_error(inputs | {"groups": 0}, ValueError, "^groups: expected a divisor of 12 channels, got 0$")
+        self.check_error(inputs | {"eps": 0.0}, ValueError, r"^eps: expected a positive number, got 0\.0$")
+        self.check_error(
+            inputs | {"residual": inputs["residual"].detach().bfloat16()},
+            TypeError,
+            "^residual: expected dtype float32, got bfloat16$",
+        )
