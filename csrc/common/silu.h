@@ -3,6 +3,7 @@
 
 #include <torch/headeronly/macros/Macros.h>
 
+#include <cmath>
 #include <cstdint>
 
 #include "bits.h"
@@ -22,15 +23,15 @@ C10_HOST_DEVICE inline float exp_bounded(float x) {
   const int32_t size = bits & 0x7fffffff;
   const int32_t bounded = size < kBound ? size : kBound;
   x = float_from_bits(static_cast<uint32_t>(bounded | (bits & INT32_MIN)));
-  const float shifted = x * 1.4426950408889634f + kRound;
+  const float shifted = fmaf(x, 1.4426950408889634f, kRound);
   const float whole = shifted - kRound;
-  const float r = (x - whole * kLn2High) - whole * kLn2Low;
+  const float r = fmaf(-whole, kLn2Low, fmaf(-whole, kLn2High, x));
   float q = 0.0013814433477818966f;
-  q = q * r + 0.008368796668946743f;
-  q = q * r + 0.041668396443128586f;
-  q = q * r + 0.1666651964187622f;
-  q = q * r + 0.4999999403953552f;
-  const float power = 1.0f + (r + r * r * q);
+  q = fmaf(q, r, 0.008368796668946743f);
+  q = fmaf(q, r, 0.041668396443128586f);
+  q = fmaf(q, r, 0.1666651964187622f);
+  q = fmaf(q, r, 0.4999999403953552f);
+  const float power = fmaf(fmaf(q, r, 1.0f), r, 1.0f);
   // The exponent field of 2^k: 255, which is infinity, for k = 128, and 0, which is 0, for k < -126.
   const int32_t field = static_cast<int32_t>(float_bits(shifted)) - (0x4b400000 - 127);
   return power * float_from_bits(static_cast<uint32_t>(field > 0 ? field : 0) << 23);
@@ -47,7 +48,7 @@ C10_HOST_DEVICE inline float silu(float z) {
 
 C10_HOST_DEVICE inline float silu_derivative(float z) {
   const float s = sigmoid(z);
-  return s * (1.0f + z * (1.0f - s));
+  return s * fmaf(z, 1.0f - s, 1.0f);
 }
 
 }  // namespace ctm_fast

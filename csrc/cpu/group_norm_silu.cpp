@@ -116,7 +116,7 @@ CTM_FAST_WIDEST void normalise(
     const int64_t begin = row * stride;
     for (int64_t i = 0; i < width; ++i) {
       const int64_t c = columns ? i : 0;
-      float y = (static_cast<float>(x[begin + i]) - center[c]) * slope[c] + offset[c];
+      float y = fmaf(static_cast<float>(x[begin + i]) - center[c], slope[c], offset[c]);
       if constexpr (silu_behind) {
         y = silu(y);
       }
@@ -135,9 +135,9 @@ struct Gradient {
 
 template <bool silu_behind>
 inline Gradient gradient(float grad, float x, float center, float rstd, float lost, float gain, float offset) {
-  const float n = (x - center) * rstd + lost;
+  const float n = fmaf(x - center, rstd, lost);
   if constexpr (silu_behind) {
-    grad *= silu_derivative(n * gain + offset);
+    grad *= silu_derivative(fmaf(n, gain, offset));
   }
   return {grad, n};
 }
@@ -165,7 +165,7 @@ CTM_FAST_WIDEST void add_sums(
               static_cast<float>(grad[origin + i]) * out_scale, static_cast<float>(x[origin + i]), center[c], rstd[c],
               lost[c], gain[c], offset[c]);
           sum_g[i] += found.g;
-          sum_g_n[i] += found.g * found.n;
+          sum_g_n[i] = fmaf(found.g, found.n, sum_g_n[i]);
           sum_n[i] += found.n;
         }
       }
@@ -192,7 +192,7 @@ CTM_FAST_WIDEST void differentiate(
       const Gradient found = gradient<silu_behind>(
           static_cast<float>(grad[begin + i]) * out_scale, static_cast<float>(x[begin + i]), center[c], rstd[c],
           lost[c], gain[c], offset[c]);
-      dx[begin + i] = static_cast<T>(found.g * (gain[c] * rstd[c]) - mean_g[c] - found.n * mean_g_n[c]);
+      dx[begin + i] = static_cast<T>(fmaf(found.g, gain[c] * rstd[c], fmaf(-found.n, mean_g_n[c], -mean_g[c])));
     }
   }
 }

@@ -71,14 +71,14 @@ CTM_FAST_WIDEST void add_moments(
           const float a = at(p + i, 0) - center[i], b = at(p + i, 1) - center[i];
           const float c = at(p + i, 2) - center[i], d = at(p + i, 3) - center[i];
           deviation[i] += (a + b) + (c + d);
-          square[i] += (a * a + b * b) + (c * c + d * d);
+          square[i] += fmaf(a, a, b * b) + fmaf(c, c, d * d);
         }
       }
       for (; row < tile; ++row) {
         for (int64_t i = 0; i < columns; ++i) {
           const float a = at(origin + i, row) - center[i];
           deviation[i] += a;
-          square[i] += a * a;
+          square[i] = fmaf(a, a, square[i]);
         }
       }
       for (int64_t i = 0; i < columns; ++i) {
