@@ -5,7 +5,8 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
+
+#include "bits.h"
 
 namespace ctm_fast {
 
@@ -54,18 +55,6 @@ C10_HOST_DEVICE inline Block philox4x32(Block counter, uint64_t key) {
 // ((r >> 8) + 1/2) 2^-24 in float32: 2^-25 to 1, both included.
 C10_HOST_DEVICE inline float uniform(uint32_t word) {
   return (static_cast<float>(static_cast<int32_t>(word >> 8)) + 0.5f) * 0x1p-24f;
-}
-
-C10_HOST_DEVICE inline uint32_t float_bits(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-C10_HOST_DEVICE inline float float_from_bits(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof(value));
-  return value;
 }
 
 // a b rounded to float32, never the unrounded half of a fused multiply-add. The CPU kernels have -ffp-contract=off.
