@@ -11,6 +11,7 @@
 namespace ctm_fast::cuda {
 namespace {
 
+// Planned are four blocks on a multiprocessor, 64 registers a thread: two images, ten rounds of Philox and its normals.
 template <typename T, Order order>
 __global__ void __launch_bounds__(kThreads) forward_kernel(
     const float* __restrict__ x, const T* __restrict__ F_x, const float* __restrict__ t, const float* __restrict__ s,

@@ -18,6 +18,8 @@
 
 namespace ctm_fast::cuda {
 
+// Threads of a block. Planned are six blocks on a multiprocessor, at 40 registers a thread, or what a row says of its
+// own: 48 of 64 warps. tests/cuda_sass.py holds the compiler to it.
 constexpr int kThreads = 256;
 
 // The current stream of the tensor's device, on which every kernel is launched (under a DeviceGuard of that device).
