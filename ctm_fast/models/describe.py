@@ -42,13 +42,16 @@ class Description:
 
     def __str__(self) -> str:
         network = self.network
+        size = network.img_resolution
         kind = "CTM student" if self.s_branch else "denoiser"
         labels = f"{network.label_dim} classes" if network.label_dim else "unconditional"
         text = (
-            f"{network.arch} {kind}, {labels}, {network.img_channels} x {network.img_resolution}^2, "
+            f"{network.arch} {kind}, {size}x{size}x{network.img_channels}, {labels}, "
             f"{network.model_channels} channels x {network.channel_mult}, {network.num_blocks} blocks a level, "
             f"attention at {network.attn_resolutions}, sigma_data {self.sigma_data}"
         )
+        if network.arch == "adm" and not self.s_branch:
+            text += "; taken for EDM's: a consistency model has the same tensors, and other scalings near sigma_min"
         if not self.assumed:
             return text
         values = asdict(network) | {"sigma_data": self.sigma_data}
