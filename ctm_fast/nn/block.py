@@ -58,9 +58,10 @@ class UNetBlock(nn.Module):
 
     def second(self, h: Tensor, skip: Tensor) -> Tensor:
         """The block's output from what :meth:`first` returned."""
-        y = (skip + self.conv1(h)) * SKIP_SCALE
+        # In place: the second pass over the image finds it in the cache, and needs no memory of its own.
+        y = (skip + self.conv1(h)).mul_(SKIP_SCALE)
         if self.attention is not None:
-            y = (self.attention(y) + y) * SKIP_SCALE
+            y = (self.attention(y) + y).mul_(SKIP_SCALE)
         return y
 
     def forward(self, x: Tensor, emb: Tensor, emb_s: Tensor | None = None) -> Tensor:
