@@ -1,5 +1,7 @@
 # make demo    a fresh environment, the build, a training run of minutes, and its report
-# make test    the same set-up, then the tests in their three lanes
+# make test    the same set-up, then the tests in their four lanes
+#
+# make gpu     on a machine with a GPU, in place and without a network: build, tests, sanitizers, benchmarks
 #
 # PYTHON=python3.12 and TORCH=2.11.0 choose versions; a GPU is used if torch finds one.
 
@@ -12,13 +14,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 PYTEST := PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m pytest -q
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-native test-triton test-no-libraries test-full bench lint types cuda clean
+.PHONY: demo test test-native test-triton test-cuda-on-cpu test-no-libraries test-full bench gpu lint types cuda clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m ctm_fast.train --compile
 	@echo "The report: $$(ls -td runs/*/report.md | head -n 1)"
 
-test: test-native test-triton test-no-libraries
+test: test-native test-triton test-cuda-on-cpu test-no-libraries
 
 # The C++ kernels.
 test-native: $(VENV)/installed-dev
@@ -27,6 +29,10 @@ test-native: $(VENV)/installed-dev
 # Triton's kernels, interpreted on the CPU: a program at a time, so without the statistics of 20,000 samples.
 test-triton: $(VENV)/installed-dev
 	TRITON_INTERPRET=1 $(PYTEST) tests/ops tests/samplers tests/training/test_ctm_step.py -k "not keeps_the_marginal"
+
+# The CUDA kernels, compiled for the CPU as they are: a thread at a time, so without what only compiles the ops again.
+test-cuda-on-cpu: $(VENV)/installed-dev
+	CUDA_ON_CPU=1 $(PYTEST) tests/ops -k "cuda-on-cpu and not compile"
 
 # What a machine without a compiler runs: the libraries stay closed.
 test-no-libraries: $(VENV)/installed-dev
@@ -39,6 +45,11 @@ test-full: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# With the torch of PYTHON, in this directory; nothing is installed. Nine minutes at most: run it again for what is left.
+# STAGE=build, test, sanitize or bench for one stage, ONLY=text for the files with that in their path.
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(if $(STAGE),--stage $(STAGE)) $(if $(ONLY),--only $(ONLY)) $(if $(BUDGET),--budget $(BUDGET))
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

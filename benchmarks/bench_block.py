@@ -26,6 +26,8 @@ from benchmarks.harness import (
     COMPILED_TRITON,
     DEVICE,
     EAGER,
+    NETWORK_DTYPE,
+    NETWORK_TOLERANCE,
     ROUNDS,
     Call,
     Way,
@@ -36,7 +38,7 @@ from benchmarks.harness import (
     images,
     levels,
 )
-from ctm_fast.nn import GroupNorm, UNetBlock
+from ctm_fast.nn import BlockStyle, GroupNorm, UNetBlock
 from ctm_fast.ops import precond_combine, precond_input
 
 SHAPE = (64, 256, 16, 16) if DEVICE.type == "cuda" else (4, 128, 16, 16)
@@ -50,10 +52,10 @@ class PreconditionedBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.block = UNetBlock(channels, channels, EMB_CHANNELS)
+        self.block = UNetBlock(channels, channels, EMB_CHANNELS, style=BlockStyle())
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, emb: Tensor) -> Tensor:
-        return precond_combine(x, self.block(precond_input(x, t), emb), t, s)
+        return precond_combine(x, self.block(precond_input(x, t, dtype=NETWORK_DTYPE), emb), t, s)
 
 
 class Boundary(nn.Module):
@@ -93,7 +95,7 @@ def test_block(benchmark: BenchmarkFixture, grad: bool) -> None:
         calls(module, arguments),
         baseline=COMPILED,
         serves=("precond_input", "precond_combine"),
-        tolerance=1e-2,
+        tolerance=NETWORK_TOLERANCE,
         work=(3 if grad else 1) * flops(lambda: module(*arguments)),
     )
 

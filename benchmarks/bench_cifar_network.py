@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.harness import COMPILED, DEVICE, ROUNDS, Call, Way, check_agreement, compare, flops, images, levels
 from benchmarks.plain_unet import plain
-from ctm_fast.models import NetworkConfig, SongUNet, build_network
+from ctm_fast.models import NetworkConfig, UNet, build_network
 
 BATCH = int(os.environ.get("CTM_FAST_BENCH_BATCH", "8"))
 FUSED = Way("fused", None)
@@ -60,7 +60,7 @@ def one_by_one(call: Call) -> Call:
     return run
 
 
-def network() -> SongUNet:
+def network() -> UNet:
     """With weights of a size that lets every branch count: a fresh network's last layers are almost zero."""
     torch.manual_seed(0)
     net = build_network(NetworkConfig(), s_branch=True).to(DEVICE).eval()

@@ -2,7 +2,7 @@
 
 Each op alone, called eagerly, and compiled with its edge: what surrounds it in the networks and could be fused with it.
 Convolutions and matrix products are left out, because no op is fused with one of those; they would only hide the
-difference. The sizes are a small and a large batch of CIFAR-10's.
+difference.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from benchmarks.harness import (
     CPP,
     DEVICE,
     EAGER,
+    NETWORK_DTYPE,
     ROUNDS,
     SHAPES,
     TRITON,
@@ -58,7 +59,7 @@ def _image(shape: tuple[int, ...]) -> Tensor:
 
 def _output(shape: tuple[int, ...]) -> Tensor:
     """As a network returns it: it computes in channels_last."""
-    return images(shape, torch.channels_last)
+    return images(shape, torch.channels_last, dtype=NETWORK_DTYPE)
 
 
 def _seeds(shape: tuple[int, ...]) -> Tensor:
@@ -83,7 +84,7 @@ def _normalise(skip: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 EDGES = {
     "precond_input": Edge(
-        lambda x, t: precond_input(x, t).contiguous(memory_format=torch.channels_last),
+        lambda x, t: precond_input(x, t, dtype=NETWORK_DTYPE).contiguous(memory_format=torch.channels_last),
         lambda shape: (_image(shape), levels(shape[0])[0]),
     ),
     "precond_combine": Edge(precond_combine, lambda shape: (_image(shape), _output(shape), *levels(shape[0]))),

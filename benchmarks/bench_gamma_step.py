@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.harness import (
     DEVICE,
+    NETWORK_DTYPE,
     Way,
     every_direction,
     every_layout,
@@ -34,7 +35,9 @@ def test_gamma_step(
 ) -> None:
     def make() -> tuple[Tensor, ...]:
         seeds = torch.arange(shape[0], device=DEVICE)
-        return images(shape, layout, grad=grad), images(shape, layout, grad=grad), *levels(shape[0]), seeds
+        F_x = images(shape, layout, grad=grad, dtype=NETWORK_DTYPE)
+        return images(shape, layout, grad=grad), F_x, *levels(shape[0]), seeds
 
-    traffic = (6 if grad else 3) * images(shape, layout).nbytes
+    x, F_x = make()[:2]
+    traffic = (2 if grad else 1) * (2 * x.nbytes + F_x.nbytes)
     time_op(benchmark, way, "gamma_step", step, make, traffic=traffic)

@@ -7,7 +7,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from benchmarks.harness import DEVICE, SHAPES, Way, every_way, levels, time_op
+from benchmarks.harness import BATCHES, DEVICE, Way, every_way, levels, time_op
 from ctm_fast.ops import noise_embed, noise_frequencies
 
 CHANNELS = 128
@@ -17,7 +17,7 @@ def embed(t: Tensor, s: Tensor, *, freqs: Tensor) -> Tensor:
     return torch.stack(noise_embed(t, s, freqs=freqs))
 
 
-@pytest.mark.parametrize("batch", [shape[0] for shape in SHAPES])
+@pytest.mark.parametrize("batch", BATCHES)
 @every_way
 def test_noise_embed(benchmark: BenchmarkFixture, way: Way, batch: int) -> None:
     freqs = noise_frequencies(CHANNELS, endpoint=True).to(DEVICE)

@@ -1,10 +1,22 @@
-"""precond_input: one image read and one written, in the dtype of the network (float32 here); backward the same."""
+"""precond_input: one image read and one written, in the dtype of the network; backward the same."""
+
+from functools import partial
 
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from benchmarks.harness import Way, every_direction, every_layout, every_shape, every_way, images, levels, time_op
+from benchmarks.harness import (
+    NETWORK_DTYPE,
+    Way,
+    every_direction,
+    every_layout,
+    every_shape,
+    every_way,
+    images,
+    levels,
+    time_op,
+)
 from ctm_fast.ops import precond_input
 
 
@@ -18,5 +30,6 @@ def test_precond_input(
     def make() -> tuple[Tensor, ...]:
         return images(shape, layout, grad=grad), levels(shape[0])[0]
 
-    traffic = (4 if grad else 2) * images(shape, layout).nbytes
-    time_op(benchmark, way, "precond_input", precond_input, make, traffic=traffic)
+    x = images(shape, layout)
+    traffic = (2 if grad else 1) * (x.nbytes + x.to(NETWORK_DTYPE).nbytes)
+    time_op(benchmark, way, "precond_input", partial(precond_input, dtype=NETWORK_DTYPE), make, traffic=traffic)

@@ -2,12 +2,11 @@
 
 import itertools
 import math
-import os
 import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import conv2d
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,9 +25,6 @@ from ctm_fast import ops
 from ctm_fast.ops._library import Backend, unavailable, use_backend
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-THREADS = int(os.environ.get("CTM_FAST_BENCH_THREADS", "1"))
-"""Threads of a CPU: one by default, because two on a shared machine measure the neighbours."""
-
 ROUNDS = 20
 ROUND_SECONDS = 2e-3
 """A round calls often enough to last this long: a clock read and a synchronisation are then nothing."""
@@ -44,6 +41,10 @@ class Way(NamedTuple):
     backend: Backend | None
     """None: the defaults, ``SERVES`` in ``ctm_fast/ops/_library.py``."""
     compiled: bool = False
+    mode: str | None = None
+    """Of ``torch.compile``."""
+    sdpa: SDPBackend | None = None
+    """Which of PyTorch's kernels, where ``backend`` is "sdpa"; it raises where it does not take a call."""
 
     def missing(self) -> str | None:
         """Why it cannot be timed on this device, in words; None where it can."""
@@ -51,12 +52,17 @@ class Way(NamedTuple):
             return None
         return unavailable(self.backend, DEVICE.type)
 
-    def serving(self) -> AbstractContextManager[None]:
+    def serving(self) -> AbstractContextManager[Any]:
         """Open around every call, the first included: a compiled function is recompiled where this changes."""
-        return nullcontext() if self.backend is None else use_backend(self.backend)
+        stack = ExitStack()
+        if self.backend is not None:
+            stack.enter_context(use_backend(self.backend))
+        if self.sdpa is not None:
+            stack.enter_context(sdpa_kernel(self.sdpa))
+        return stack
 
     def prepare(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function, fullgraph=True, dynamic=False) if self.compiled else function
+        return torch.compile(function, fullgraph=True, dynamic=False, mode=self.mode) if self.compiled else function
 
     def served_by(self, op: str) -> Backend:
         return self.backend or ops.serving(op, DEVICE.type, compiling=self.compiled)
@@ -70,8 +76,15 @@ COMPILED_CPP = Way("compiled+cpp", "cpp", compiled=True)
 COMPILED_TRITON = Way("compiled+triton", "triton", compiled=True)
 WAYS = (CPP, TRITON, EAGER, COMPILED, COMPILED_CPP, COMPILED_TRITON)
 
-SHAPES = [(8, 3, 32, 32), (64, 3, 32, 32), *([(512, 3, 64, 64)] if DEVICE.type == "cuda" else [])]
-"""[B, C, H, W] of the CIFAR-10 and ImageNet-64 networks."""
+NETWORK_DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+"""What the networks compute in; images at a noise level stay in float32."""
+BATCHES = (64, 512) if DEVICE.type == "cuda" else (8,)
+SHAPES = [(batch, 3, size, size) for size in (32, 64) for batch in BATCHES]
+"""[B, C, H, W]: the images of the CIFAR-10 and ImageNet-64 networks."""
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-7}
+"""Of an op against its reference: the last digits of float32, or two neighbours among bfloat16's numbers."""
+NETWORK_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 5e-2}[NETWORK_DTYPE]
+"""Of a network or block against the same by other kernels: what rounding has become after all its layers."""
 
 every_way = pytest.mark.parametrize("way", [CPP, TRITON, EAGER, COMPILED], ids=lambda way: way.name)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
@@ -81,9 +94,11 @@ every_layout = pytest.mark.parametrize(
 every_direction = pytest.mark.parametrize("grad", [False, True], ids=["forward", "forward+backward"])
 
 
-def images(shape: tuple[int, ...], layout: torch.memory_format, *, grad: bool = False) -> Tensor:
+def images(
+    shape: tuple[int, ...], layout: torch.memory_format, *, grad: bool = False, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Normals [B, C, H, W]."""
-    return torch.randn(shape, device=DEVICE).contiguous(memory_format=layout).requires_grad_(grad)
+    return torch.randn(shape, device=DEVICE).to(dtype, memory_format=layout).requires_grad_(grad)
 
 
 def levels(batch: int) -> tuple[Tensor, Tensor]:
@@ -119,18 +134,25 @@ def copy_bandwidth() -> float:
 
 
 @cache
-def product_rate() -> float:
-    """Operations per second of a large product, float32 on a CPU, bfloat16 on a GPU, at these threads.
+def matmul_rate() -> float:
+    """Operations per second of a large matrix product of random numbers in NETWORK_DTYPE, at these threads."""
+    size = 8192 if DEVICE.type == "cuda" else 1024
+    a, b = torch.randn(2, size, size, device=DEVICE).to(NETWORK_DTYPE)
+    return 2 * size**3 / best_seconds(lambda: a @ b, 9)
 
-    Of a matrix product or a 3x3 convolution, whichever is faster: their libraries differ, by two on some CPUs.
-    """
-    cuda = DEVICE.type == "cuda"
-    size, batch, dtype = (8192, 512, torch.bfloat16) if cuda else (1024, 4, torch.float32)
-    a, b = torch.randn(2, size, size, device=DEVICE, dtype=dtype)
-    x = images((batch, 256, 32, 32), torch.channels_last).to(dtype)
-    weight = images((256, 256, 3, 3), torch.channels_last).to(dtype)
-    matmul = 2 * size**3 / best_seconds(lambda: a @ b, 9)
-    return max(matmul, flops(lambda: conv2d(x, weight)) / best_seconds(lambda: conv2d(x, weight), 9))
+
+@cache
+def convolution_rate() -> float:
+    """Operations per second of a large 3x3 convolution of random numbers in NETWORK_DTYPE, at these threads."""
+    batch = 512 if DEVICE.type == "cuda" else 4
+    x = images((batch, 256, 32, 32), torch.channels_last, dtype=NETWORK_DTYPE)
+    weight = images((256, 256, 3, 3), torch.channels_last, dtype=NETWORK_DTYPE)
+    return flops(lambda: conv2d(x, weight)) / best_seconds(lambda: conv2d(x, weight), 9)
+
+
+def product_rate() -> float:
+    """The faster of the two: their libraries differ, by two on some CPUs."""
+    return max(matmul_rate(), convolution_rate())
 
 
 @cache
@@ -160,18 +182,20 @@ def flops(call: Call) -> int:
 def check_serving(call: Call, way: Way, *names: str) -> None:
     """Fail unless the kernels that ``way`` names serve ops ``names`` in ``call``: nothing else is worth timing.
 
-    A Triton kernel inside ``torch.compile`` is part of the graph and is not seen being dispatched; there it is
-    ``use_backend`` that raises where it is missing.
+    A Triton kernel or PyTorch's attention inside ``torch.compile`` is part of the graph and is not seen being
+    dispatched; there it is ``use_backend`` that raises where it is missing.
     """
     call()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         call()
-    dispatched = {event.name for event in profiled.events() if event.name.startswith("ctm_fast")}
+    dispatched = {event.name for event in profiled.events()}
     for name in names:
         backend = way.served_by(name)
-        namespace = {"cpp": "ctm_fast", "triton": "ctm_fast_triton", "reference": None}[backend]
-        expected = {f"{namespace}::{name}"} if namespace and not (backend == "triton" and way.compiled) else set()
-        found = dispatched & {f"ctm_fast::{name}", f"ctm_fast_triton::{name}"}
+        seen: dict[Backend, str] = {"cpp": f"ctm_fast::{name}", "triton": f"ctm_fast_triton::{name}"}
+        seen["sdpa"] = "aten::scaled_dot_product_attention"
+        inlined = way.compiled and backend != "cpp"
+        expected = {seen[backend]} if backend in seen and not inlined else set()
+        found = dispatched & set(seen.values())
         assert found == expected, f"{way.name}: expected {backend} to serve {name}, but {found or 'no op'} was called"
 
 
@@ -188,12 +212,21 @@ def time_op(
     function: Callable[..., Tensor],
     make: Callable[[], tuple[Tensor, ...]],
     *,
-    traffic: int,
+    traffic: int = 0,
+    work: int = 0,
+    tolerance: float | None = None,
+    checked: slice = slice(None),
 ) -> None:
     """Time ``function``, which calls op ``op``, on inputs from ``make``; backward too where an input wants a gradient.
 
-    ``traffic`` is the bytes that must be read and written; with it goes the share of the copy's bandwidth.
+    Args:
+        traffic: bytes that must be read and written, for the share of :func:`copy_bandwidth`; or
+        work: operations of products, for the share of :func:`product_rate`.
+        tolerance: of the output, against the reference; by default that of its dtype.
+        checked: the samples that are held to it, where the reference has no memory for all.
     """
+    if bool(traffic) == bool(work):
+        raise ValueError(f"expected traffic or work, got {traffic} bytes and {work} operations")
     if reason := way.missing():
         pytest.skip(reason)
     benchmark.group = re.sub(rf"\b{way.name}\b-?", "", benchmark.name)
@@ -202,8 +235,9 @@ def time_op(
     with way.serving():
         arguments = next(inputs)
         out = timed(*arguments)
-        with ops.use_reference():
-            check_agreement(out, function(*arguments), 2e-5)
+        with ops.use_reference(), torch.no_grad():
+            expected = function(*(argument[checked] for argument in arguments))
+            check_agreement(out[checked], expected, tolerance or TOLERANCE[out.dtype])
         backward = out.requires_grad
         cotangents = rotation(lambda: (torch.randn_like(out),)) if backward else None
 
@@ -219,9 +253,11 @@ def time_op(
         benchmark.pedantic(call, rounds=ROUNDS, iterations=iterations, warmup_rounds=2)
     if benchmark.stats is None:  # --benchmark-disable: called once, not timed
         return
-    rate = traffic / benchmark.stats.stats.median
+    rate = (traffic or work) / benchmark.stats.stats.median
+    ceiling = copy_bandwidth() if traffic else product_rate()
+    unit, scale, which = ("GB/s", 1e9, "copy") if traffic else ("TFLOP/s", 1e12, "ceiling")
     benchmark.extra_info.update(
-        {"way": way.name, "GB/s": rate / 1e9, "copy GB/s": copy_bandwidth() / 1e9, "share": rate / copy_bandwidth()}
+        {"way": way.name, unit: rate / scale, f"{which} {unit}": ceiling / scale, "share": rate / ceiling}
     )
 
 

@@ -1,6 +1,6 @@
 """The DDPM++ network from PyTorch's own modules, for comparison: what one would write without this library.
 
-``plain(network)`` has the weights of a :class:`~ctm_fast.models.SongUNet` under the same names; its embedding of the
+``plain(network)`` has the weights of a :class:`~ctm_fast.models.UNet` under the same names; its embedding of the
 levels, a thousandth of the work, is the network's own. Images stay in the memory format that they come in, as the
 weights do: contiguous, or channels_last after ``.to(memory_format=torch.channels_last)``. For inference.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctm_fast import nn as ours
-from ctm_fast.models import SongUNet
+from ctm_fast.models import UNet
 
 
 def _norm(norm: ours.GroupNorm) -> nn.GroupNorm:
@@ -48,14 +48,14 @@ class _Attention(nn.Module):
 class _Block(nn.Module):
     def __init__(self, block: ours.UNetBlock) -> None:
         super().__init__()
-        self.resample = block.conv0.resample
+        self.resample = block.resample
         self.norm0, self.norm1 = _norm(block.norm0), _norm(block.norm1)
         self.conv0, self.conv1 = _conv(block.conv0), _conv(block.conv1)
         self.affine = nn.Linear(block.affine.in_features, block.affine.out_features)
         self.affine_s = (
             None if block.affine_s is None else nn.Linear(block.affine.in_features, block.affine.out_features)
         )
-        self.skip = None if block.skip is None else _conv(block.skip)
+        self.skip = _conv(block.skip) if isinstance(block.skip, ours.Conv2d) else None
         self.attention = None if block.attention is None else _Attention(block.attention)
 
     def forward(self, x: Tensor, emb: Tensor, emb_s: Tensor | None) -> Tensor:
@@ -70,7 +70,7 @@ class _Block(nn.Module):
 
 
 class _Network(nn.Module):
-    def __init__(self, network: SongUNet) -> None:
+    def __init__(self, network: UNet) -> None:
         super().__init__()
 
         def layers(ours_: nn.ModuleDict) -> nn.ModuleDict:
@@ -97,8 +97,13 @@ class _Network(nn.Module):
         return self.out_conv(functional.silu(self.out_norm(x)))
 
 
-def plain(network: SongUNet) -> nn.Module:
-    """The same function of the same weights, in contiguous memory; in evaluation mode, that is without dropout."""
+def plain(network: UNet) -> nn.Module:
+    """The same function of the same weights, in contiguous memory; in evaluation mode, that is without dropout.
+
+    Raises ValueError for another architecture than DDPM++.
+    """
+    if network.config.arch != "ddpmpp":
+        raise ValueError(f"network: expected the architecture ddpmpp, got {network.config.arch}")
     made = _Network(network)
     made.load_state_dict(network.state_dict())
     return made.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctm_fast.models import NetworkConfig, SongUNet, from_published
+from ctm_fast.models import CTM, EDMDenoiser, from_published
 
 DIRECTORY = Path(__file__).parent / "golden"
 
 
 class Golden:
-    """One file of golden arrays: ``golden["x"]`` is a tensor, ``golden.network("w")`` the network under a prefix."""
+    """One file of golden arrays: ``golden["x"]`` is a tensor, ``golden.model("w")`` the model under a prefix."""
 
     def __init__(self, name: str) -> None:
         with np.load(DIRECTORY / name) as file:
@@ -28,23 +28,27 @@ class Golden:
         return self[key] if key in self.arrays else None
 
     @property
-    def config(self) -> NetworkConfig:
-        meta = {**self.meta, **self.meta.get("network", {})}
-        names = ("img_resolution", "img_channels", "label_dim", "model_channels", "num_blocks")
-        return NetworkConfig(
-            arch="ddpmpp",
-            channel_mult=tuple(meta["channel_mult"]),
-            attn_resolutions=tuple(meta["attn_resolutions"]),
-            dropout=0.0,
-            **{name: meta[name] for name in names},
-        )
+    def tolerance(self) -> float:
+        """Of a float32 result: half an ulp of the 250 ln t that ADM is told moves its output by 1.7e-5."""
+        return 1e-4 if self.meta.get("arch") == "adm" else 1e-5
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """The published state dict under ``prefix``."""
         return {key.removeprefix(f"{prefix}/"): self[key] for key in self.arrays if key.startswith(f"{prefix}/")}
 
-    def network(self, prefix: str) -> SongUNet:
-        return from_published(self.tensors(prefix), self.config)
+    def model(self, prefix: str) -> CTM | EDMDenoiser:
+        """The model of the state dict under ``prefix``, in eval mode."""
+        return from_published(self.tensors(prefix), self.meta).eval()
+
+    def student(self, prefix: str) -> CTM:
+        model = self.model(prefix)
+        assert isinstance(model, CTM)
+        return model
+
+    def teacher(self, prefix: str) -> EDMDenoiser:
+        model = self.model(prefix)
+        assert isinstance(model, EDMDenoiser)
+        return model
 
 
 def assert_agree(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:

@@ -348,37 +348,6 @@ def test_build_info_tells_how_the_module_was_built() -> None:
     assert "-O3" in info["flags"]
 
 
-def find_nvcc() -> str:
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc on the path")
-    return nvcc
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("architecture", ["80", "90a"])
-def test_cuda_kernels_use_no_local_memory_and_spill_nothing(tmp_path: Path, architecture: str) -> None:
-    """ptxas tells for every kernel and every function it calls; the flags are the build's own."""
-    pybind11 = pytest.importorskip("pybind11", reason="the build needs pybind11")
-    configure = [
-        *("cmake", "-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
-        *(f"-DCTM_FAST_TORCH={TORCH}", f"-DPython_EXECUTABLE={sys.executable}"),
-        *(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", "-DCTM_FAST_WITH_CUDA=ON"),
-        *(f"-DCMAKE_CUDA_COMPILER={find_nvcc()}", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}-real"),
-        "-DCMAKE_CUDA_FLAGS=-Xptxas -v",
-    ]
-    subprocess.run(configure, check=True, capture_output=True)
-    build = ["cmake", "--build", str(tmp_path), "--target", "ctm_fast_cuda"]
-    text = subprocess.run(build, check=True, capture_output=True, text=True).stdout
-    kernels = re.findall(rf"Compiling entry function '(\w+)' for 'sm_{architecture}'", text)
-    usage = re.findall(
-        r"Function properties for (\w+)\n\s*(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", text
-    )
-    assert kernels, text
-    assert set(kernels) <= {name for name, *_ in usage}
-    assert [row for row in usage if row[1:] != ("0", "0", "0")] == []
-
-
 @pytest.mark.long
 @pytest.mark.parametrize(
     "install", [["install", "--no-deps", "."], ["install", "--no-deps", "--no-build-isolation", "-e", "."]]

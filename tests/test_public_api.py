@@ -24,6 +24,7 @@ PACKAGES = [
     "ctm_fast.evaluation",
     "ctm_fast.losses",
     "ctm_fast.models",
+    "ctm_fast.models.published",
     "ctm_fast.nn",
     "ctm_fast.ops",
     "ctm_fast.samplers",
@@ -85,6 +86,15 @@ def test_import_is_quick(imported: dict[str, object]) -> None:
     own = imported["own"]
     assert isinstance(own, float)
     assert own < 5
+
+
+def test_kernels_need_torch_alone() -> None:
+    """Ops, layers, schedules, losses and the report import where no other package is, as on a borrowed GPU."""
+    others = ("PIL", "hypothesis", "matplotlib", "pytest", "safetensors", "scipy", "sklearn", "tqdm", "triton")
+    code = f"import sys; sys.modules.update(dict.fromkeys({others})); import ctm_fast.report; "
+    code += "from ctm_fast import analytic, diffusion, evaluation, losses, nn, ops"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
 
 
 def test_load(imported: dict[str, object]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ctm_fast.training import preset
+from tests.golden import Golden
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -20,6 +21,7 @@ ELSEWHERE = {
     "pip install torch==2.13.0": "test_build.py (long) and the Makefile's set-up",
     "pip install -e .": "test_build.py (long) and the Makefile's set-up",
     "pytest benchmarks/ --benchmark-only": "test_benchmarks below (long)",
+    "make gpu": "tests/benchmarks/test_gpu.py, its stages one by one",
 }
 TINY = ["--set", "teacher.steps=4", "--set", "ctm.steps=4", "--set", "teacher.batch=8", "--set", "ctm.batch=8"]
 
@@ -75,10 +77,13 @@ def test_command(command: str, directory: Path) -> None:
 
 def test_python(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(directory)
-    (block,) = blocks("python")
+    sampling, networks = blocks("python")
     names: dict[str, object] = {}
-    exec(block.replace("ctm-000400", "ctm-000004"), names)  # README's own lines
+    exec(sampling.replace("ctm-000400", "ctm-000004"), names)  # README's own lines
     assert len(names["images"]) == 64  # type: ignore[arg-type]
+    names = {"tensors": Golden("edm/edm_ncsnpp_uncond.npz").tensors("w")}
+    exec(networks, names)
+    assert "model.map_layer0_s.weight" in names["tensors"]  # type: ignore[operator]
 
 
 @pytest.mark.long

@@ -149,6 +149,13 @@ def test_void_is_void() -> None:
     assert not [cell for cell in VOID if (ROOT / cell).exists()]
 
 
+def test_cuda_kernels_are_launched_by_launch_alone() -> None:
+    """Else no host compiler builds them, and the lane that runs them on a CPU loses the row."""
+    sources = sorted((ROOT / "csrc" / "cuda").iterdir())
+    assert sources
+    assert not [source.name for source in sources if "<<<" in source.read_text()]
+
+
 def schemas() -> dict[str, str]:
     """Name of an op -> its schema, as csrc/schema.cpp declares it."""
     declared = re.findall(r"m\.def\((.*?)\);", (ROOT / "csrc" / "schema.cpp").read_text(), re.DOTALL)

@@ -107,6 +107,9 @@ BAD = [
     ("--set ctm.distance=lpips", "ctm.distance: ", "l2 or pseudo-huber, got 'lpips'"),
     ("--set ctm.huber_c=0", "ctm.huber_c: ", "got 0.0"),
     ("--set ctm.dsm_weight=-1", "ctm.dsm_weight: ", "got -1.0"),
+    ("--set ctm.s_init=random", "ctm.s_init: ", "zero or published, got 'random'"),
+    ("--set network.augment_dim=9", "network.augment_dim: ", "0: no run augments its images, got 9"),
+    ("--set network.label_dropout=1", "network.label_dropout: ", "0 <= label_dropout < 1, got 1.0"),
     ("--set ctm.adaptive_layer=first", "ctm.adaptive_layer: ", "output or block, got 'first'"),
     ("--set ctm.uniform_to=1.1", "ctm.uniform_to: ", "got 1.1"),
     ("--set snapshot_every=0", "snapshot_every: ", "got 0"),
@@ -122,7 +125,7 @@ BAD = [
     ("--set levels.rho=0", "levels.rho: ", "got 0.0"),
     ("--set levels.rho=1e-9", "levels.rho: ", "got 1e-09"),
     # networks
-    ("--set network.arch=vit", "network: ", "ddpmpp", "'vit'"),
+    ("--set network.arch=vit", "network.arch: ", "ddpmpp", "'vit'"),
     ("--set network.label_dim=0", "network.label_dim: ", "data.conditional", "got 0"),
     ("--set data.conditional=false", "network.label_dim: ", "got 10"),
     ("--set network.img_channels=2", "network.img_channels: ", "1 or 3, got 2"),

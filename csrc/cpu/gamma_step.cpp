@@ -3,9 +3,8 @@
 
 #include <cmath>
 
-#include "../common/check.h"
+#include "../common/gamma_step.h"
 #include "../common/levels.h"
-#include "../common/noise.h"
 #include "../common/philox.h"
 #include "../common/tensor.h"
 #include "noise.h"
@@ -17,13 +16,7 @@ Tensor gamma_step(
     const Tensor& x, const Tensor& F_x, const Tensor& t, const Tensor& s, const Tensor& t_next, const Tensor& seeds,
     int64_t step, int64_t stream, double sigma_data) {
   constexpr const char* op = "gamma_step";
-  check_dtype(op, "x", x, ScalarType::Float);
-  check_images(op, "x", x);
-  check_same_images(op, "F_x", F_x, x);
-  check_levels(op, "t", t, x);
-  check_levels(op, "s", s, x);
-  check_levels(op, "t_next", t_next, x);
-  check_seeds(op, seeds, x);
+  check_gamma_step(op, x, F_x, t, s, t_next, seeds);
 
   Tensor out = empty_like(x, ScalarType::Float);
   if (x.numel() == 0) {

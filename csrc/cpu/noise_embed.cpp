@@ -6,8 +6,8 @@
 #include <array>
 #include <optional>
 
-#include "../common/check.h"
 #include "../common/levels.h"
+#include "../common/noise_embed.h"
 #include "../common/sin_cos.h"
 #include "widest.h"
 
@@ -26,11 +26,7 @@ CTM_FAST_WIDEST void embed(float c_noise, const float* __restrict__ freqs, float
 Tensor noise_embed(
     const Tensor& t, const std::optional<Tensor>& s, const Tensor& freqs, double scale, bool sin_first) {
   constexpr const char* op = "noise_embed";
-  check_vector(op, "t", t, t);
-  check_vector(op, "freqs", freqs, t);
-  if (s) {
-    check_levels(op, "s", *s, t);
-  }
+  check_noise_embed(op, t, s, freqs);
   const int64_t batch = t.size(0);
   const int64_t half = freqs.size(0);
   const std::array<int64_t, 3> sizes{s ? 2 : 1, batch, 2 * half};

@@ -3,8 +3,8 @@
 
 #include <tuple>
 
-#include "../common/check.h"
 #include "../common/levels.h"
+#include "../common/precond_combine.h"
 #include "../common/tensor.h"
 #include "images.h"
 #include "widest.h"
@@ -30,11 +30,7 @@ CTM_FAST_WIDEST void scale(float factor, const float* __restrict__ grad, T* __re
 
 Tensor precond_combine(const Tensor& x, const Tensor& F_x, const Tensor& t, const Tensor& s, double sigma_data) {
   constexpr const char* op = "precond_combine";
-  check_dtype(op, "x", x, ScalarType::Float);
-  check_images(op, "x", x);
-  check_same_images(op, "F_x", F_x, x);
-  check_levels(op, "t", t, x);
-  check_levels(op, "s", s, x);
+  check_precond_combine(op, x, F_x, t, s);
 
   Tensor out = empty_like(x, ScalarType::Float);
   if (x.numel() == 0) {
@@ -59,10 +55,7 @@ std::tuple<Tensor, Tensor> precond_combine_backward(
     const Tensor& grad, const Tensor& t, const Tensor& s, double sigma_data, ScalarType F_dtype, bool need_x,
     bool need_F) {
   constexpr const char* op = "precond_combine_backward";
-  check_dtype(op, "grad", grad, ScalarType::Float);
-  check_images(op, "grad", grad);
-  check_levels(op, "t", t, grad);
-  check_levels(op, "s", s, grad);
+  check_precond_combine_backward(op, grad, t, s);
 
   Tensor grad_x = need_x ? empty_like(grad, ScalarType::Float) : empty(grad, ScalarType::Float);
   Tensor grad_F = need_F ? empty_like(grad, F_dtype) : empty(grad, F_dtype);

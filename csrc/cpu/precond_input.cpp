@@ -1,8 +1,8 @@
 // c_in(t) x on the CPU, from any of the three float dtypes to any: the op is its own gradient, with the dtypes exchanged.
 #include <torch/csrc/stable/library.h>
 
-#include "../common/check.h"
 #include "../common/levels.h"
+#include "../common/precond_input.h"
 #include "../common/tensor.h"
 #include "images.h"
 #include "widest.h"
@@ -19,8 +19,7 @@ CTM_FAST_WIDEST void scale(float factor, const In* __restrict__ x, Out* __restri
 
 Tensor precond_input(const Tensor& x, const Tensor& t, double sigma_data, ScalarType dtype) {
   constexpr const char* op = "precond_input";
-  check_images(op, "x", x);
-  check_levels(op, "t", t, x);
+  check_precond_input(op, x, t);
 
   Tensor out = empty_like(x, dtype);
   if (x.numel() == 0) {

@@ -3,9 +3,8 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "../common/check.h"
+#include "../common/gamma_step.h"
 #include "../common/levels.h"
-#include "../common/noise.h"
 #include "../common/tensor.h"
 #include "noise.cuh"
 
@@ -43,13 +42,7 @@ Tensor gamma_step(
     const Tensor& x, const Tensor& F_x, const Tensor& t, const Tensor& s, const Tensor& t_next, const Tensor& seeds,
     int64_t step, int64_t stream, double sigma_data) {
   constexpr const char* op = "gamma_step";
-  check_dtype(op, "x", x, ScalarType::Float);
-  check_images(op, "x", x);
-  check_same_images(op, "F_x", F_x, x);
-  check_levels(op, "t", t, x);
-  check_levels(op, "s", s, x);
-  check_levels(op, "t_next", t_next, x);
-  check_seeds(op, seeds, x);
+  check_gamma_step(op, x, F_x, t, s, t_next, seeds);
 
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor out = empty_like(x, ScalarType::Float);
@@ -67,11 +60,11 @@ Tensor gamma_step(
     const auto kernel = !x.is_contiguous() ? forward_kernel<T, Order::kChannelsLast>
         : vectors                          ? forward_kernel<T, Order::kVectors>
                                            : forward_kernel<T, Order::kContiguous>;
-    kernel<<<image_grid(batch, image.blocks()), kThreads, 0, current_stream(x)>>>(
+    launch(
+        kernel, image_grid(batch, image.blocks()), kThreads, 0, x,
         x_data, F_data, t.const_data_ptr<float>(), s.const_data_ptr<float>(), t_next.const_data_ptr<float>(),
         seeds.const_data_ptr<int64_t>(), out_data, static_cast<uint32_t>(step), static_cast<uint32_t>(stream),
         static_cast<float>(sigma_data), batch, image);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;
 }

@@ -5,8 +5,8 @@
 #include <array>
 #include <optional>
 
-#include "../common/check.h"
 #include "../common/levels.h"
+#include "../common/noise_embed.h"
 #include "../common/sin_cos.h"
 #include "launch.cuh"
 
@@ -40,11 +40,7 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(
 Tensor noise_embed(
     const Tensor& t, const std::optional<Tensor>& s, const Tensor& freqs, double scale, bool sin_first) {
   constexpr const char* op = "noise_embed";
-  check_vector(op, "t", t, t);
-  check_vector(op, "freqs", freqs, t);
-  if (s) {
-    check_levels(op, "s", *s, t);
-  }
+  check_noise_embed(op, t, s, freqs);
   const torch::stable::accelerator::DeviceGuard guard(t.get_device_index());
   const int64_t batch = t.size(0);
   const int64_t half = freqs.size(0);
@@ -58,10 +54,10 @@ Tensor noise_embed(
   float* out_data = out.mutable_data_ptr<float>();
   const bool vectors = vectorises<4>(half, freqs_data, out_data);
   const auto kernel = vectors ? embed_kernel<4> : embed_kernel<1>;
-  kernel<<<image_grid(1, rows * half / (vectors ? 4 : 1)), kThreads, 0, current_stream(t)>>>(
+  launch(
+      kernel, image_grid(1, rows * half / (vectors ? 4 : 1)), kThreads, 0, t,
       t.const_data_ptr<float>(), s ? s->const_data_ptr<float>() : nullptr, freqs_data, out_data,
       static_cast<float>(scale), sin_first, batch, rows, half);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
 

@@ -51,10 +51,10 @@ Tensor philox_words(const Tensor& seeds, int64_t step, std::vector<int64_t> shap
   }
   const int64_t batch = seeds.size(0);
   const int64_t size = out.numel() / batch;
-  words_kernel<<<image_grid(batch, (size + 3) / 4), kThreads, 0, current_stream(seeds)>>>(
+  launch(
+      words_kernel, image_grid(batch, (size + 3) / 4), kThreads, 0, seeds,
       seeds.const_data_ptr<int64_t>(), out.mutable_data_ptr<int64_t>(), static_cast<uint32_t>(step),
       static_cast<uint32_t>(stream), batch, size);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
 
@@ -74,10 +74,10 @@ Tensor philox_normal(
   const auto kernel = channels_last   ? normal_kernel<Order::kChannelsLast>
       : vectorises<4>(size, out_data) ? normal_kernel<Order::kVectors>
                                       : normal_kernel<Order::kContiguous>;
-  kernel<<<image_grid(batch, (size + 3) / 4), kThreads, 0, current_stream(seeds)>>>(
+  launch(
+      kernel, image_grid(batch, (size + 3) / 4), kThreads, 0, seeds,
       seeds.const_data_ptr<int64_t>(), out_data, static_cast<uint32_t>(step), static_cast<uint32_t>(stream), batch,
       Image{channels, size / channels});
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
 

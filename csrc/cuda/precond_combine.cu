@@ -3,8 +3,8 @@
 
 #include <tuple>
 
-#include "../common/check.h"
 #include "../common/levels.h"
+#include "../common/precond_combine.h"
 #include "../common/tensor.h"
 #include "launch.cuh"
 
@@ -67,11 +67,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
 
 Tensor precond_combine(const Tensor& x, const Tensor& F_x, const Tensor& t, const Tensor& s, double sigma_data) {
   constexpr const char* op = "precond_combine";
-  check_dtype(op, "x", x, ScalarType::Float);
-  check_images(op, "x", x);
-  check_same_images(op, "F_x", F_x, x);
-  check_levels(op, "t", t, x);
-  check_levels(op, "s", s, x);
+  check_precond_combine(op, x, F_x, t, s);
 
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor out = empty_like(x, ScalarType::Float);
@@ -88,10 +84,10 @@ Tensor precond_combine(const Tensor& x, const Tensor& F_x, const Tensor& t, cons
     constexpr int N = kVector<T>;
     const bool vectors = vectorises<N>(size, x_data, F_data, out_data);
     const auto kernel = vectors ? forward_kernel<T, N> : forward_kernel<T, 1>;
-    kernel<<<image_grid(batch, vectors ? size / N : size), kThreads, 0, current_stream(x)>>>(
+    launch(
+        kernel, image_grid(batch, vectors ? size / N : size), kThreads, 0, x,
         x_data, F_data, t.const_data_ptr<float>(), s.const_data_ptr<float>(), out_data,
         static_cast<float>(sigma_data), batch, size);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;
 }
@@ -100,10 +96,7 @@ std::tuple<Tensor, Tensor> precond_combine_backward(
     const Tensor& grad, const Tensor& t, const Tensor& s, double sigma_data, ScalarType F_dtype, bool need_x,
     bool need_F) {
   constexpr const char* op = "precond_combine_backward";
-  check_dtype(op, "grad", grad, ScalarType::Float);
-  check_images(op, "grad", grad);
-  check_levels(op, "t", t, grad);
-  check_levels(op, "s", s, grad);
+  check_precond_combine_backward(op, grad, t, s);
 
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   Tensor grad_x = need_x ? empty_like(grad, ScalarType::Float) : empty(grad, ScalarType::Float);
@@ -121,10 +114,10 @@ std::tuple<Tensor, Tensor> precond_combine_backward(
     constexpr int N = kVector<T>;
     const bool vectors = vectorises<N>(size, grad_data, grad_x_data, grad_F_data);
     const auto kernel = vectors ? backward_kernel<T, N> : backward_kernel<T, 1>;
-    kernel<<<image_grid(batch, vectors ? size / N : size), kThreads, 0, current_stream(grad)>>>(
+    launch(
+        kernel, image_grid(batch, vectors ? size / N : size), kThreads, 0, grad,
         grad_data, t.const_data_ptr<float>(), s.const_data_ptr<float>(), grad_x_data, grad_F_data,
         static_cast<float>(sigma_data), batch, size);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return {grad_x, grad_F};
 }

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "../common/check.h"
 #include "../common/levels.h"
+#include "../common/precond_input.h"
 #include "../common/tensor.h"
 #include "launch.cuh"
 
@@ -34,8 +34,7 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(
 
 Tensor precond_input(const Tensor& x, const Tensor& t, double sigma_data, ScalarType dtype) {
   constexpr const char* op = "precond_input";
-  check_images(op, "x", x);
-  check_levels(op, "t", t, x);
+  check_precond_input(op, x, t);
 
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor out = empty_like(x, dtype);
@@ -53,9 +52,9 @@ Tensor precond_input(const Tensor& x, const Tensor& t, double sigma_data, Scalar
       constexpr int N = std::max(kVector<In>, kVector<Out>);
       const bool vectors = vectorises<N>(size, x_data, out_data);
       const auto kernel = vectors ? scale_kernel<In, Out, N> : scale_kernel<In, Out, 1>;
-      kernel<<<image_grid(batch, vectors ? size / N : size), kThreads, 0, current_stream(x)>>>(
+      launch(
+          kernel, image_grid(batch, vectors ? size / N : size), kThreads, 0, x,
           x_data, t.const_data_ptr<float>(), out_data, static_cast<float>(sigma_data), batch, size);
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
     });
   });
   return out;

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from ctm_fast import __version__
 from ctm_fast.errors import CheckpointError
 from ctm_fast.files import atomic_write
-from ctm_fast.models.config import NetworkConfig, build_network
+from ctm_fast.models.config import NetworkConfig
 from ctm_fast.models.ctm import CTM
 from ctm_fast.models.edm import EDMDenoiser
+from ctm_fast.models.safetensors_file import write_safetensors
+from ctm_fast.models.unet import Undrawn, build_network
 
 FORMAT = "ctm_fast.model.1"
 _KINDS: dict[str, type[CTM] | type[EDMDenoiser]] = {"ctm": CTM, "edm": EDMDenoiser}
@@ -38,9 +39,7 @@ def save_model(
         "sigma_data": json.dumps(model.sigma_data),
         "metadata": json.dumps(dict(metadata or {})),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.net.state_dict().items()}
-    data = save(tensors, metadata=header)
-    atomic_write(path, lambda file: file.write(data))
+    atomic_write(path, lambda file: write_safetensors(file, model.net.state_dict(), header))
 
 
 def load_model(
@@ -69,7 +68,8 @@ def load_model(
     if not (math.isfinite(sigma_data) and sigma_data > 0):
         raise CheckpointError(f"{path}: sigma_data: expected a positive number, got {sigma_data}")
     _check_weights(path, tensors, described.state_dict())
-    net = build_network(network, s_branch=s_branch)
+    with Undrawn():
+        net = build_network(network, s_branch=s_branch)
     net.load_state_dict(tensors)
     model = kind(net, sigma_data, dtype=dtype)
     return model.eval().requires_grad_(False).to(device), {**metadata, "network": network}

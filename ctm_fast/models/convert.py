@@ -1,76 +1,115 @@
-"""Published state dicts to ours and back: other names, and attention channels in another order.
+"""Published weights to our models and back, and a teacher's to its student's; exact in each direction.
 
-Published DDPM++ networks hold one flat ``SongUNet`` under ``model.``. Their qkv rows are interleaved
-(q0, k0, v0, q1, ...) within a head; ours are three-major, so the rows are permuted once, exactly.
+Names are in ``published_names``; what a file holds is found out by ``describe``. Besides, the rows of EDM's qkv
+convolutions are interleaved within a head, where ours are three-major, and guided-diffusion's label table is the
+transpose of ours: both are permuted once.
 """
 
-import re
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ctm_fast.errors import CheckpointError
-from ctm_fast.models.config import NetworkConfig, build_network
-from ctm_fast.models.song_unet import SongUNet
+from ctm_fast.models.config import NetworkConfig
+from ctm_fast.models.ctm import CTM
+from ctm_fast.models.describe import PREFIX, describe
+from ctm_fast.models.edm import EDMDenoiser
+from ctm_fast.models.published_names import SCHEMES, published_filters, published_names
+from ctm_fast.models.unet import Undrawn, UNet, build_network
 
-# What EDM's files hold besides: the box filters of resampling convolutions, and the augmentation label's projection,
-# which adds nothing at inference.
-_DROPPED = re.compile(r"\.resample_filter$|^map_augment\.")
-_PREFIX = "model."
+S_INITS = ("zero", "published")
+"""How the s-branch of a new student may start."""
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def from_published(tensors: Mapping[str, Tensor], config: NetworkConfig) -> SongUNet:
-    """The network of a published DDPM++ state dict (EDM teacher or CTM student, told apart by its names).
+def from_published(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any] | NetworkConfig | None = None
+) -> CTM | EDMDenoiser:
+    """The model of a published state dict: a CTM if it has an s-branch, else an EDM denoiser; float32.
 
-    Raises CheckpointError naming what is missing, left over or of another shape.
+    Args:
+        tensors: name -> tensor in float32, float16 or bfloat16; asked for one at a time, so that they may lie on disk.
+        config: what :func:`ctm_fast.models.describe` takes, for what names and shapes do not tell.
+
+    Raises CheckpointError naming what is missing, left over, of another shape or dtype, or not as ``config`` says.
     """
-    names = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
-    s_branch = any(name.startswith("map_layer0_s.") for name in names)
-    network = build_network(config, s_branch=s_branch)
-    state = {
-        _ours(name): _permute_qkv(name, tensor, config, interleaved=True)
-        for name, tensor in names.items()
-        if not _DROPPED.search(name)
-    }
-    expected = network.state_dict()
-    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    described = describe(tensors, config)
+    try:
+        with torch.device("meta"):  # shapes alone: what is refused must not take a network's memory
+            net = build_network(described.network, s_branch=described.s_branch)
+    except Exception as error:  # a foreign description may fail at any depth
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"tensors: expected sizes that fit together, got {reason} ({described})") from error
+    prefix = SCHEMES[net.config.arch].prefix
+    given = {prefix + name.removeprefix(PREFIX): name for name in tensors}
+    if len(given) < len(tensors):
+        raise CheckpointError(f"tensors: expected each one once, got some both with {PREFIX} and without")
+    names, filters = published_names(net), published_filters(net)
+    shapes = {names[ours]: _layout(net, ours, t, published=True).shape for ours, t in net.state_dict().items()}
+    shapes |= {name: value.shape for name, value in filters.items()}
+    missing, extra = sorted(shapes.keys() - given.keys()), sorted(given.keys() - shapes.keys())
     if missing or extra:
         raise CheckpointError(f"tensors: {len(missing)} missing {missing[:3]}, {len(extra)} left over {extra[:3]}")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(f"{name}: expected shape {list(expected[name].shape)}, got {list(tensor.shape)}")
-    network.load_state_dict(state)
-    return network
+    for name, shape in shapes.items():
+        tensor = tensors[given[name]]
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(f"{name}: expected float32, float16 or bfloat16, got {tensor.dtype}")
+        if tensor.shape != shape:
+            raise CheckpointError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+        if name in filters and not tensor.is_meta and not torch.equal(tensor.float().cpu(), filters[name]):
+            raise CheckpointError(f"{name}: expected the filter of architecture {net.config.arch}, got another")
+
+    with next(iter(tensors.values())).device, Undrawn():
+        net = build_network(described.network, s_branch=described.s_branch)
+    with torch.no_grad():
+        for ours, parameter in net.state_dict().items():
+            parameter.copy_(_layout(net, ours, tensors[given[names[ours]]], published=False))
+    return (CTM if described.s_branch else EDMDenoiser)(net, described.sigma_data)
 
 
-def to_published(network: SongUNet, config: NetworkConfig) -> dict[str, Tensor]:
-    """The parameters under the published names and in the published order of channels."""
-    return {
-        _PREFIX + _published(name, network): _permute_qkv(name, tensor, config, interleaved=False)
-        for name, tensor in network.state_dict().items()
+def to_published(model: CTM | EDMDenoiser) -> dict[str, Tensor]:
+    """The state dict of the published code: its names, order of channels and buffers."""
+    net = model.net
+    names = published_names(net)
+    tensors = {
+        names[ours]: _layout(net, ours, tensor, published=True).contiguous()
+        for ours, tensor in net.state_dict().items()
     }
+    device = net.out_conv.weight.device
+    return tensors | {name: value.to(device) for name, value in published_filters(net).items()}
 
 
-def _ours(name: str) -> str:
-    name = re.sub(r"^(map_label|map_layer[01](?:_s)?)\.", r"embedding.\1.", name)
-    name = re.sub(r"^dec\.\d+x\d+_aux_(norm|conv)\.", r"out_\1.", name)
-    return re.sub(r"\.(norm2|qkv|proj)\.", r".attention.\1.", name)
+def student_from_teacher(teacher: EDMDenoiser, *, s_init: str = "zero") -> CTM:
+    """A student with the teacher's weights and a fresh s-branch. It is not told of augmentations.
+
+    Args:
+        teacher: of any architecture; a published one is an import away.
+        s_init: ``zero``: the student starts as the teacher, bit for bit, at any s; ``published``: as the published
+            code starts it, the s-branch random and the teacher's function lost at the first step.
+    """
+    if s_init not in S_INITS:
+        raise ValueError(f"s_init: expected {' or '.join(S_INITS)}, got {s_init!r}")
+    net = build_network(replace(teacher.net.config, augment_dim=0), s_branch=True)
+    weights = {name: t for name, t in teacher.net.state_dict().items() if "embedding.map_augment." not in name}
+    missing, unexpected = net.load_state_dict(weights, strict=False)
+    if unexpected or not all("_s." in name for name in missing):
+        raise ValueError(f"teacher: expected the student's network without its s-branch, got {missing} {unexpected}")
+    if s_init == "published":
+        net.draw_s_branch()
+    return CTM(net, teacher.sigma_data, dtype=teacher.dtype)
 
 
-def _published(name: str, network: SongUNet) -> str:
-    size = network.img_resolution
-    name = name.removeprefix("embedding.")
-    name = re.sub(r"^out_(norm|conv)\.", rf"dec.{size}x{size}_aux_\1.", name)
-    return name.replace(".attention.", ".")
-
-
-def _permute_qkv(name: str, tensor: Tensor, config: NetworkConfig, *, interleaved: bool) -> Tensor:
-    """Rows of a qkv convolution: (head, channel, qkv) in published files, (qkv, head, channel) in ours."""
-    if ".qkv." not in name:
+def _layout(net: UNet, name: str, tensor: Tensor, *, published: bool) -> Tensor:
+    """A tensor by our name as published files lay it out (``published``), or from there as ours is."""
+    scheme = SCHEMES[net.config.arch]
+    module, _, _ = name.rpartition(".")
+    if module in scheme.transposed:
+        return tensor.t()
+    if not (scheme.interleaved_qkv and module.endswith(".qkv")):
         return tensor
-    channels = tensor.shape[0] // 3
-    heads = channels // config.head_channels if config.head_channels else 1
-    rest = tensor.shape[1:]
-    if interleaved:
-        return tensor.reshape(heads, channels // heads, 3, *rest).movedim(2, 0).reshape(tensor.shape)
-    return tensor.reshape(3, heads, channels // heads, *rest).movedim(0, 2).reshape(tensor.shape)
+    # (head, channel, q/k/v) there, (q/k/v, head, channel) here
+    split = (3, -1) if published else (-1, 3)
+    return tensor.reshape(*split, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)

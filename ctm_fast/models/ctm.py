@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ctm_fast.models.song_unet import SongUNet
+from ctm_fast.models.unet import UNet
 from ctm_fast.ops import gamma_step, precond_combine, precond_input
 
 
@@ -23,7 +23,7 @@ class CTM(nn.Module):
         dtype: what the network computes in; the preconditioning stays in float32.
     """
 
-    def __init__(self, net: SongUNet, sigma_data: float = 0.5, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, net: UNet, sigma_data: float = 0.5, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         if not net.s_branch:
             raise ValueError("net: expected a network with an s-branch, got one without; use EDMDenoiser")

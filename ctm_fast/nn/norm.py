@@ -6,14 +6,19 @@ from ctm_fast.ops import group_norm_silu
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm of min(32, C / 4) groups, and what follows it in a block, in one op; statistics in float32.
+    """GroupNorm and what follows it in a block, in one op; statistics in float32.
 
     ``forward(x)``: x [B, C, H, W] in any float dtype, which is also that of the result; ``x_shift``, ``scale`` and
     ``shift`` [B, C] in any float dtype, as :func:`ctm_fast.ops.group_norm_silu` takes them; ``silu`` to activate.
+
+    Args:
+        channels: C.
+        groups: a divisor of C; by default EDM's min(32, C / 4).
+        eps: added to the variance.
     """
 
-    def __init__(self, channels: int, *, eps: float = 1e-6) -> None:
-        super().__init__(max(1, min(32, channels // 4)), channels, eps=eps)
+    def __init__(self, channels: int, *, groups: int | None = None, eps: float = 1e-6) -> None:
+        super().__init__(groups or max(1, min(32, channels // 4)), channels, eps=eps)
 
     def forward(
         self,

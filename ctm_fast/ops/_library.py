@@ -68,6 +68,7 @@ SERVES: dict[tuple[str, bool], dict[str, tuple[Backend, ...]]] = {
 
 _kernels: dict[str, dict[Backend, Callable[..., Any]]] = {}
 _cells: dict[str, tuple[Backend, ...]] = {}
+_derived: dict[str, tuple[Callable[..., Any], Callable[..., None] | None, Callable[..., Any] | None]] = {}
 _default: dict[tuple[str, str, bool], Backend] = {}
 _forced: Backend | None = "reference" if os.environ.get("CTM_FAST_REFERENCE") == "1" else None
 
@@ -118,28 +119,36 @@ def define(
     }
     if sdpa is not None:
         kernels["sdpa"] = sdpa
+    _derived[name] = (fake, setup_context, backward)
     if "cpp" in cells and any(unavailable("cpp", device) is None for device in DEVICES):
-        torch.library.register_fake(f"ctm_fast::{name}", fake)
-        kernels["cpp"] = getattr(torch.ops.ctm_fast, name)
+        kernels["cpp"] = derive("ctm_fast", name)
     if "triton" in cells and any(unavailable("triton", device) is None for device in DEVICES):
         function = getattr(importlib.import_module(f"ctm_fast.ops.triton.{row}"), name)
         if INTERPRETED:
-            op = torch.library.custom_op(f"ctm_fast_triton::{name}", function, mutates_args=())
+            torch.library.custom_op(f"ctm_fast_triton::{name}", function, mutates_args=())
         else:
-            op = torch.library.triton_op(f"ctm_fast_triton::{name}", function, mutates_args=())
-        op.register_fake(fake)
-        kernels["triton"] = getattr(torch.ops.ctm_fast_triton, name)
-    if backward is not None:
-        for backend, ops in (("cpp", torch.ops.ctm_fast), ("triton", torch.ops.ctm_fast_triton)):
-            if backend in kernels:
-                torch.library.register_autograd(
-                    f"{ops.name}::{name}", _bind(backward, ops), setup_context=setup_context
-                )
+            torch.library.triton_op(f"ctm_fast_triton::{name}", function, mutates_args=())
+        kernels["triton"] = derive("ctm_fast_triton", name)
     _kernels[name] = kernels
     _cells[name] = cells
+    _choose(name)
+
+
+def _choose(name: str) -> None:
+    """The defaults of op ``name``, and of each of its sizes that has an entry: once, not at each call."""
     for (device, compiling), table in SERVES.items():
         for entry in (name, *(entry for entry in table if entry.startswith(f"{name} "))):
             _default[entry, device, compiling] = _best(name, device, table.get(entry, ()))
+
+
+def derive(namespace: str, name: str) -> Callable[..., Any]:
+    """The op ``name`` of ``namespace``, where a kernel of it is registered, with fake and gradient registered too."""
+    fake, setup_context, backward = _derived[name]
+    ops = getattr(torch.ops, namespace)
+    torch.library.register_fake(f"{namespace}::{name}", fake)
+    if backward is not None:
+        torch.library.register_autograd(f"{namespace}::{name}", _bind(backward, ops), setup_context=setup_context)
+    return getattr(ops, name)
 
 
 def _bind(backward: Callable[..., Any], ops: Any) -> Callable[..., Any]:

@@ -30,7 +30,7 @@ def attention(qkv: Tensor, *, heads: int) -> Tensor:
     """
     check_image("qkv", qkv, dtypes=FLOATS)
     channels, rest = divmod(qkv.shape[1], 3)
-    if rest:
+    if rest or not channels:
         raise ValueError(f"qkv: expected shape [B, 3 C, H, W], got {list(qkv.shape)}")
     if heads < 1 or channels % heads:
         raise ValueError(f"heads: expected a divisor of {channels} channels, got {heads}")

@@ -18,7 +18,7 @@ import torch
 from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.errors import ConfigError, LevelError
 from ctm_fast.losses.distance import DISTANCES
-from ctm_fast.models import NetworkConfig, build_network
+from ctm_fast.models import ARCHITECTURES, S_INITS, NetworkConfig, build_network
 
 STAGES = ("teacher", "ctm")
 MAX_CLASSES = 65536
@@ -74,6 +74,8 @@ class CTMConfig:
     adaptive_layer: str = "output"
     """Where the adaptive weight compares gradients: ``output`` (output convolution, published for CIFAR-10) or
     ``block`` (second convolution of the last block, published for ImageNet)."""
+    s_init: str = "zero"
+    """How the student's s-branch starts: ``zero``, so that it starts as its teacher, or ``published``, random."""
     uniform_to: float = 0.7
     """DSM's second half draws its level from the first ``uniform_to`` of the schedule."""
 
@@ -128,6 +130,7 @@ class RunConfig:
         _expect(self.ctm.dsm_weight >= 0, "ctm.dsm_weight", "a number not below 0", self.ctm.dsm_weight)
         layer = self.ctm.adaptive_layer
         _expect(layer in ("output", "block"), "ctm.adaptive_layer", "output or block", layer)
+        _expect(self.ctm.s_init in S_INITS, "ctm.s_init", " or ".join(S_INITS), self.ctm.s_init)
         _expect(0 < self.ctm.uniform_to <= 1, "ctm.uniform_to", "0 < uniform_to <= 1", self.ctm.uniform_to)
         _expect(
             self.data.conditional == (self.network.label_dim > 0),
@@ -154,10 +157,14 @@ def _check_network(network: NetworkConfig) -> None:
         value = getattr(network, key)
         _expect(low <= value <= high, f"network.{key}", f"{low} <= {key} <= {high}", value)
     mult = network.channel_mult
+    _expect(network.arch in ARCHITECTURES, "network.arch", " or ".join(ARCHITECTURES), network.arch)
+    _expect(network.augment_dim == 0, "network.augment_dim", "0: no run augments its images", network.augment_dim)
     _expect(network.img_channels in (1, 3), "network.img_channels", "1 or 3", network.img_channels)
     _expect(1 <= len(mult) <= 10, "network.channel_mult", "1 to 10 numbers", mult)
     _expect(all(1 <= value <= 64 for value in mult), "network.channel_mult", "numbers in 1..64", mult)
-    _expect(0 <= network.dropout < 1, "network.dropout", "0 <= dropout < 1", network.dropout)
+    for key in ("dropout", "label_dropout"):
+        value = getattr(network, key)
+        _expect(0 <= value < 1, f"network.{key}", f"0 <= {key} < 1", value)
 
 
 def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:

@@ -9,7 +9,7 @@ from ctm_fast.diffusion.draws import draw_dsm_sigmas, draw_jumps
 from ctm_fast.diffusion.ode import solve_heun
 from ctm_fast.losses import adaptive_weight, distance, dsm_loss
 from ctm_fast.losses.distance import Distance
-from ctm_fast.models import CTM, EDMDenoiser, SongUNet, build_network
+from ctm_fast.models import CTM, EDMDenoiser, UNet, student_from_teacher
 from ctm_fast.ops import Stream, precond_combine, precond_input
 from ctm_fast.training.batches import Batches
 from ctm_fast.training.config import CTMConfig, RunConfig
@@ -20,16 +20,7 @@ from ctm_fast.training.regions import Regions
 from ctm_fast.training.stage import Stage
 
 
-def student_of(teacher: EDMDenoiser, config: RunConfig) -> CTM:
-    """A student with the teacher's weights; its s-branch starts at zero effect, so it starts as the teacher."""
-    net = build_network(config.network, s_branch=True)
-    missing, unexpected = net.load_state_dict(teacher.net.state_dict(), strict=False)
-    if unexpected or not all("_s." in name for name in missing):
-        raise ValueError(f"teacher: expected the student's network without its s-branch, got {missing} {unexpected}")
-    return CTM(net, config.sigma_data)
-
-
-def adaptive_layer(net: SongUNet, name: str) -> Tensor:
+def adaptive_layer(net: UNet, name: str) -> Tensor:
     """The weight W at which gradients are compared: ``output`` or ``block`` (see ``CTMConfig``)."""
     return net.out_conv.weight if name == "output" else net.last_block.conv1.weight
 
@@ -152,7 +143,7 @@ class CTMStage(Stage):
         self.settings = config.ctm
         torch.manual_seed(config.stage_seed(self.name))
         teacher = teacher.to(device).eval().requires_grad_(False)
-        self.model = student_of(teacher, config).to(device).train()
+        self.model = student_from_teacher(teacher, s_init=self.settings.s_init).to(device).train()
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.RAdam(self.model.parameters(), lr=self.settings.lr, foreach=True)
         self.batches = Batches.of(config, self.name, self.settings.batch, dataset, device)

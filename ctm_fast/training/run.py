@@ -84,7 +84,8 @@ def load_teacher(path: Path, config: RunConfig) -> EDMDenoiser:
     if not isinstance(model, EDMDenoiser):
         raise CheckpointError(f"{path}: expected an EDM teacher, got a CTM")
     expected = {**vars(config.network), "sigma_data": config.sigma_data}
-    got = {**vars(metadata["network"]), "sigma_data": model.sigma_data}
+    # A published teacher has an input for augmentations, which no student takes over.
+    got = {**vars(metadata["network"]), "augment_dim": 0, "sigma_data": model.sigma_data}
     for key, value in expected.items():
         if got[key] != value:
             raise CheckpointError(f"{path}: expected a teacher of {key} = {value} as configured, got {got[key]}")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ctm_fast.analytic import Gaussian
-from ctm_fast.losses import adaptive_weight, distance, dsm_loss
+from ctm_fast.losses import WEIGHTINGS, adaptive_weight, distance, dsm_loss, weighting
 from ctm_fast.ops import precond_combine
 
 
@@ -36,8 +36,32 @@ def test_distances() -> None:
 
 
 def test_unknown_distance() -> None:
-    with pytest.raises(ValueError, match="distance: expected one of l2, pseudo-huber, got 'lpips'"):
-        distance("lpips", c=0.03)
+    with pytest.raises(ValueError, match="distance: expected one of l2, pseudo-huber, lpips, efflite0, got 'l1'"):
+        distance("l1", c=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("uniform", [1.0, 1.0, 1.0]),
+        ("snr", [16.0, 1.0, 0.25]),
+        ("snr+1", [17.0, 2.0, 1.25]),
+        ("truncated-snr", [16.0, 1.0, 1.0]),
+        ("karras", [20.0, 5.0, 4.25]),  # snr + 1 / 0.5^2
+        ("jump", [4.0, 1.0, (4 / 3) ** 2]),  # s/t is 1/2, 0, 1/4
+        ("sqrt-t", [0.5, 1.0, 2**0.5]),
+    ],
+)
+def test_weightings(name: str, expected: list[float]) -> None:
+    t, s = torch.tensor([0.25, 1.0, 2.0]), torch.tensor([0.125, 0.0, 0.5])
+    torch.testing.assert_close(weighting(name, sigma_data=0.5, power=2)(t, s), torch.tensor(expected))
+
+
+def test_every_weighting_has_a_closed_form() -> None:
+    tested = [name for name, _ in test_weightings.pytestmark[0].args[1]]
+    assert tuple(tested) == WEIGHTINGS
+    with pytest.raises(ValueError, match=r"weighting: expected one of uniform, snr, .*, got 'edm'"):
+        weighting("edm", sigma_data=0.5)
 
 
 def test_adaptive_weight_is_clipped_and_detached() -> None:

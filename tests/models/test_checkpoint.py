@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from ctm_fast.errors import CheckpointError
 from ctm_fast.models import CTM, EDMDenoiser, NetworkConfig, build_network, load_model, save_model
 from ctm_fast.models.checkpoint import FORMAT
+from tests.models.small import SMALL
 
 NETWORK = NetworkConfig(
     img_resolution=8,
@@ -28,9 +29,9 @@ NETWORK = NetworkConfig(
 )
 
 
-def _model(kind: type[CTM] | type[EDMDenoiser], seed: int = 0) -> CTM | EDMDenoiser:
+def _model(kind: type[CTM] | type[EDMDenoiser], seed: int = 0, network: NetworkConfig = NETWORK) -> CTM | EDMDenoiser:
     """With random weights throughout, also where a new network has zeros."""
-    net = build_network(NETWORK, s_branch=kind is CTM)
+    net = build_network(network, s_branch=kind is CTM)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -38,13 +39,14 @@ def _model(kind: type[CTM] | type[EDMDenoiser], seed: int = 0) -> CTM | EDMDenoi
     return kind(net, 0.7)
 
 
+@pytest.mark.parametrize("network", [NETWORK, *SMALL.values()], ids=["digits", *SMALL])
 @pytest.mark.parametrize("kind", [CTM, EDMDenoiser])
-def test_round_trip(kind: type[CTM] | type[EDMDenoiser], tmp_path: Path) -> None:
-    model = _model(kind).train()
+def test_round_trip(kind: type[CTM] | type[EDMDenoiser], network: NetworkConfig, tmp_path: Path) -> None:
+    model = _model(kind, network=network).train()
     metadata = {"seed": 3, "config": {"levels": {"sigma_min": 0.002}}, "stage": "ctm"}
-    save_model(tmp_path / "a.safetensors", model, NETWORK, metadata)
+    save_model(tmp_path / "a.safetensors", model, network, metadata)
     loaded, got = load_model(tmp_path / "a.safetensors")
-    assert got == {"network": NETWORK, **metadata}
+    assert got == {"network": network, **metadata}
     assert type(loaded) is kind
     assert loaded.sigma_data == 0.7
     assert loaded.dtype == torch.float32
@@ -130,7 +132,7 @@ BAD: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "metadata is a number": (_header(lambda metadata: metadata.update(metadata="3")), "description"),
     "unknown size": (_network(depth=3), "description"),
     "size is a word": (_network(model_channels="many"), "description"),
-    "unknown architecture": (_network(arch="transformer"), "expected one of ddpmpp, got 'transformer'"),
+    "unknown architecture": (_network(arch="transformer"), "expected one of ddpmpp, .*got 'transformer'"),
     "sizes do not fit together": (_network(channel_mult=[1, 1, 1, 1, 1]), "description"),
     "no levels": (_network(channel_mult=[]), "another architecture: tensor .* is not in the network"),
     "wider": (_network(model_channels=12), r"another architecture: tensor .* expected float32 \[.*got float32 \["),

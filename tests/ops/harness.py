@@ -288,6 +288,10 @@ class Gradients(Op):
     def sensitive(self, inputs: Inputs) -> list[Tensor]:
         return [inputs[name] for name in self.differentiable]
 
+    def gradient_bound(self, serving: Serving, dtype: torch.dtype) -> float:
+        """For :func:`assert_close` of a gradient stored in ``dtype``."""
+        return serving.tolerance(dtype)
+
     @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_gradients(
@@ -301,7 +305,7 @@ class Gradients(Op):
         expected = torch.autograd.grad(true, self.sensitive(exact), cotangent.cpu().double())
         for tensor, one, other in zip(self.sensitive(actual), found, expected, strict=True):
             assert one.dtype == tensor.dtype
-            assert_close(one, other, serving.tolerance(one.dtype))
+            assert_close(one, other, self.gradient_bound(serving, one.dtype))
 
     def test_one_at_a_time(self, serving: Serving, generator: torch.Generator) -> None:
         """The gradient in one input alone, as frozen networks and guidance ask for it."""
@@ -314,7 +318,7 @@ class Gradients(Op):
             cotangent = randn_like(out, generator)
             out.backward(cotangent)
             true.backward(cotangent.cpu().double())
-            assert_close(actual[name].grad, exact[name].grad, serving.tolerance(torch.float32))
+            assert_close(actual[name].grad, exact[name].grad, self.gradient_bound(serving, torch.float32))
             assert all(v.grad is None for key, v in tensors(actual).items() if key != name)
 
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded"])
@@ -331,7 +335,7 @@ class Gradients(Op):
         found = torch.autograd.grad(out, self.sensitive(actual), cotangent)
         expected = torch.autograd.grad(true, self.sensitive(exact), cotangent.cpu().double())
         for one, other in zip(found, expected, strict=True):
-            assert_close(one, other, serving.tolerance(torch.float32))
+            assert_close(one, other, self.gradient_bound(serving, torch.float32))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_double_backward(self, serving: Serving, dtype: torch.dtype, generator: torch.Generator) -> None:

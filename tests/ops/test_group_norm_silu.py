@@ -1,5 +1,8 @@
 """The row group_norm_silu: what the harness asks of every op, and what is particular to statistics of groups."""
 
+import collections
+import importlib
+from types import ModuleType
 from typing import Any, ClassVar
 
 import pytest
@@ -181,3 +184,176 @@ class TestGroupNormSilu(Gradients, Images):
             TypeError,
             "^residual: expected dtype float32, got bfloat16$",
         )
+
+    def test_silu(self, fused: Serving) -> None:
+        """SiLU alone, of every 2^12th float32: a weight of zero makes the bias what is activated."""
+        z = torch.arange(0, 2**32, 2**12, dtype=torch.int64).to(torch.int32).view(torch.float32)
+        z = z[z.isfinite()]
+        x = torch.zeros(1, len(z), 1, 1)
+        given = [v.to(fused.device) for v in (x, torch.zeros_like(z), z)]
+        out = group_norm_silu(*given, groups=1).flatten().cpu().double()
+        exact = z.double() / (1 + torch.exp(-z.double()))
+        # Where e^-z overflows float32, below -88, the true value is within 6e-37 of the zero that is returned; and
+        # subnormal numbers, which a GPU may flush, are within 1.2e-38 of it.
+        bound = 4 * 2**-24 * exact.abs() + 6e-37
+        assert ((out - exact).abs() <= bound).all(), (
+            f"largest {((out - exact).abs() / bound).max():.3g} times the bound"
+        )
+        for end, expected in ((float("inf"), float("inf")), (-float("inf"), None), (float("nan"), None)):
+            value = group_norm_silu(*given[:2], torch.full_like(given[2], end), groups=1)
+            assert value.isnan().all() if expected is None else (value == expected).all()
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("batch", [1, 9])
+    def test_threads(self, fused: Serving, batch: int, layout: str, generator: torch.Generator) -> None:
+        """Values and gradients do not depend on the number of threads: to the bit."""
+        if fused.device.type != "cpu":
+            pytest.skip("the threads of a CPU")
+        inputs = self.image((batch, 192, 17, 15), 32, torch.float32, generator)
+        if layout == "channels_last":
+            inputs = channels_last(inputs)
+        cotangent = torch.randn(inputs["x"].shape, generator=generator)
+        found = []
+        threads = torch.get_num_threads()
+        try:
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                out = self.op(**inputs)
+                found.append((out, *torch.autograd.grad(out, self.sensitive(inputs), cotangent)))
+        finally:
+            torch.set_num_threads(threads)
+        for other in found[1:]:
+            assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    def test_very_far_from_zero(self, fused: Serving, layout: str, generator: torch.Generator) -> None:
+        """A mean of 10,000 standard deviations, on the CPU: its statistics are float64 between tiles of 16."""
+        if fused.backend != "cpp" or fused.device.type != "cpu":
+            pytest.skip("the float64 of the CPU's kernel")
+        inputs = self.image((2, 64, 32, 32), 16, torch.float32, generator)
+        inputs |= dict.fromkeys(("x_shift", "scale", "shift", "residual"))
+        inputs["x"] = inputs["x"].detach() + 1e4
+        if layout == "channels_last":
+            inputs = channels_last(inputs)
+        assert_close(self.op(**inputs), self.exact(**upcast(inputs)), 2e-6)
+
+
+class TestTiles:
+    """Triton's two ways: all pixels of a few groups in registers, which small images take, or tiles of pixels."""
+
+    @pytest.fixture
+    def tiles(self, tiled: Serving) -> ModuleType:
+        return importlib.import_module("ctm_fast.ops.triton._group_tiles")
+
+    @pytest.fixture
+    def parted(self, tiles: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No image fits, and tiles are small: several in an image of the size of a test."""
+        monkeypatch.setattr(tiles, "WHOLE_BYTES", 0)
+        monkeypatch.setattr(tiles, "TILE", 128)
+
+    @pytest.mark.usefixtures("parted")
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize(("shape", "groups"), [((2, 24, 9, 7), 3), ((1, 90, 4, 4), 3), ((2, 7, 9, 5), 1)], ids=str)
+    @pytest.mark.parametrize("given", ["all", "bare", "frozen x"])
+    def test_parted(
+        self,
+        tiled: Serving,
+        given: str,
+        shape: tuple[int, ...],
+        groups: int,
+        layout: str,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+    ) -> None:
+        """Values and gradients, over tiles cut by both edges of an image and groups cut by tiles."""
+        row = TestGroupNormSilu()
+        inputs = row.image(shape, groups, dtype, generator)
+        if given == "bare":
+            inputs |= dict.fromkeys(("x_shift", "scale", "shift", "residual")) | {"silu": False, "out_scale": 1.0}
+        elif given == "frozen x":
+            inputs["x"] = inputs["x"].detach()
+        if layout == "channels_last":
+            inputs = channels_last(inputs)
+        actual, exact = on(inputs, tiled.device), upcast(inputs)
+        out, true = row.op(**actual), row.exact(**exact)
+        assert_close(out, true, row.bound(tiled, dtype, inputs))
+        names = [n for n in row.differentiable if inputs[n] is not None and inputs[n].requires_grad]
+        cotangent = torch.randn(out.shape, generator=generator).to(dtype)
+        found = torch.autograd.grad(out, [actual[name] for name in names], cotangent.to(out.device))
+        expected = torch.autograd.grad(true, [exact[name] for name in names], cotangent.double())
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other, tiled.tolerance(one.dtype) + 1e-5)
+
+    @pytest.mark.usefixtures("parted")
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    def test_far_from_zero(self, tiled: Serving, layout: str, generator: torch.Generator) -> None:
+        """Means of tiles and groups 1000 standard deviations from zero: merged, they leave the variance its digits."""
+        row = TestGroupNormSilu()
+        inputs = row.image((2, 24, 9, 7), 3, torch.float32, generator)
+        inputs |= dict.fromkeys(("x_shift", "scale", "shift", "residual")) | {"silu": False}
+        inputs["x"] = inputs["x"].detach() * 0.1 + 100
+        if layout == "channels_last":
+            inputs = channels_last(inputs)
+        assert_close(row.op(**on(inputs, tiled.device)), row.exact(**upcast(inputs)), 1e-4)
+
+    @pytest.mark.usefixtures("parted")
+    def test_any_batch(self, tiled: Serving, generator: torch.Generator) -> None:
+        """To the bit, forward and backward."""
+        row = TestGroupNormSilu()
+        inputs = on(row.image((3, 24, 9, 7), 3, torch.float32, generator), tiled.device)
+        given = [name for name, v in inputs.items() if isinstance(v, Tensor) and name not in ("weight", "bias")]
+        whole = row.op(**inputs)
+        gradients = torch.autograd.grad(whole.square().sum(), [inputs[name] for name in given])
+        part = {name: v[1:2].detach().requires_grad_() if name in given else v for name, v in inputs.items()}
+        out = row.op(**part)
+        assert torch.equal(out, whole[1:2])
+        for one, other in zip(
+            torch.autograd.grad(out.square().sum(), [part[name] for name in given]), gradients, strict=True
+        ):
+            assert torch.equal(one, other[1:2])
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    def test_programs_own_what_they_write(
+        self,
+        tiled: Serving,
+        tiles: ModuleType,
+        layout: str,
+        monkeypatch: pytest.MonkeyPatch,
+        generator: torch.Generator,
+    ) -> None:
+        """The first program alone writes its groups, and nothing beside them that a second might write too."""
+        row = importlib.import_module("ctm_fast.ops.triton.group_norm_silu")
+        monkeypatch.setattr(row, "wrap_triton", lambda kernel: collections.defaultdict(lambda: kernel[(1,)]))
+        monkeypatch.setattr(tiles, "TILE", 64)  # as few groups to a program as there can be
+        inputs = on(TestGroupNormSilu().image((2, 72, 3, 5), 6, torch.float32, generator), tiled.device)
+        if layout == "channels_last":
+            inputs = channels_last(inputs)
+        run = tiles.whole_tile(inputs["x"], 6).SET
+        assert run == 12
+        out = group_norm_silu(**inputs | {"x": inputs["x"].detach()})
+        assert out[0, :run].isfinite().all()
+        assert out[0, run:].isnan().all() and out[1:].isnan().all()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("width", GROUP_WIDTHS)
+    def test_plan(self, tiles: ModuleType, width: int, layout: str, dtype: torch.dtype) -> None:
+        """Whole groups of whole vectors that fit, or tiles that fit; where not, the image is too large."""
+        for size in (1, 8, 16, 32, 64):
+            x = torch.empty(2, 32 * width, size, size, dtype=dtype, device="meta")
+            if layout == "channels_last":
+                x = x.to(memory_format=torch.channels_last)
+            vector = 1 if x.is_contiguous() else 16 // x.element_size()
+            whole = tiles.whole_tile(x, 32)
+            if whole is None:
+                assert size * size * width * x.element_size() * 8 > tiles.WHOLE_BYTES
+            else:
+                run, rows, lanes, groups = whole
+                assert run % width == 0 and (run % vector == 0 or run == 32 * width)
+                assert rows >= size * size and lanes >= run and groups >= run // width
+                assert rows * lanes * x.element_size() <= tiles.WHOLE_BYTES
+                assert tiles.warps(whole) in (4, 8, 16)
+            rows, lanes = tiles.part_tile(x)
+            assert rows * lanes <= tiles.TILE
+            assert tiles.merge_tile(x, 32)[1] >= width

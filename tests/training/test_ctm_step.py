@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ctm_fast.diffusion.schedule import karras_sigmas
 from ctm_fast.losses import adaptive_weight, distance, dsm_loss
-from ctm_fast.models import CTM, EDMDenoiser, NetworkConfig, build_network, to_published
+from ctm_fast.models import ARCHITECTURES, CTM, EDMDenoiser, NetworkConfig, build_network, to_published
 from ctm_fast.training.ctm_stage import CTMStep, adaptive_layer
 from ctm_fast.training.regions import Regions
 from tests.golden import Golden, assert_agree
@@ -31,15 +31,25 @@ def make_step(student: CTM, target: CTM, teacher: EDMDenoiser, *, layer: str, co
     )
 
 
-@pytest.mark.parametrize("backend", [None, "aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
-def test_step_of_the_published_code(backend: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "layer", "backend"),
+    [
+        ("cifar/train_step.npz", "output", None),
+        ("cifar/train_step.npz", "output", "aot_eager"),
+        pytest.param("cifar/train_step.npz", "output", "inductor", marks=pytest.mark.long),
+        ("imagenet/train_step.npz", "block", None),
+        pytest.param("imagenet/train_step.npz", "block", "aot_eager", marks=pytest.mark.long),
+        pytest.param("imagenet/train_step.npz", "block", "inductor", marks=pytest.mark.long),
+    ],
+)
+def test_step_of_the_published_code(
+    name: str, layer: str, backend: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Eagerly, and with every region compiled: differentiated by AOTAutograd, and by Inductor's code (minutes)."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend or "inductor"))
-    golden = Golden("cifar/train_step.npz")
-    sigma_data = golden.meta["sigma_data"]
-    student, target = (CTM(golden.network(name), sigma_data) for name in ("student", "ema"))
-    teacher = EDMDenoiser(golden.network("teacher"), sigma_data)
-    step = make_step(student, target, teacher, layer="output", compile=backend is not None)
+    golden = Golden(name)
+    student, target = (golden.student(prefix).train() for prefix in ("student", "ema"))
+    step = make_step(student, target, golden.teacher("teacher"), layer=layer, compile=backend is not None)
     labels, k = golden["y"], golden.meta["heun_steps"]
     grid = torch.from_numpy(karras_sigmas(golden.meta["N"])).float()
     way = torch.stack([grid[golden["index_t"].long() + i] for i in range(k + 1)])
@@ -54,24 +64,25 @@ def test_step_of_the_published_code(backend: str | None, monkeypatch: pytest.Mon
         golden["x_t"], t, s, consistency_target, golden["x0"], golden["dsm_sigma"], golden["dsm_noise"], labels
     )
     assert_agree(x_t, golden["x_t"])
-    assert_agree(x_u, golden["x_u"])
-    assert_agree(consistency_target, golden["target"])
-    assert_agree(terms["estimate"], golden["estimate"])
-    assert_agree(terms["dsm_loss"], golden["dsm_loss"], 1e-5)
+    assert_agree(x_u, golden["x_u"], golden.tolerance)
+    assert_agree(consistency_target, golden["target"], golden.tolerance)
+    assert_agree(terms["estimate"], golden["estimate"], golden.tolerance)
+    assert_agree(terms["dsm_loss"], golden["dsm_loss"], golden.tolerance)
     # Differences of nearly equal images, squared: the images' 1e-5 is amplified.
     assert_agree(terms["ctm_loss"], golden["ctm_loss"], 1e-4)
     assert_agree(terms["lambda_dsm"], golden["lambda_dsm"], 1e-4)
     assert_agree(terms["loss"], golden["total"], 1e-4)
 
-    gradients = copy.deepcopy(student.net)
-    for ours, parameter in zip(gradients.parameters(), student.net.parameters(), strict=True):
+    gradients = copy.deepcopy(student)
+    for ours, parameter in zip(gradients.parameters(), student.parameters(), strict=True):
         assert parameter.grad is not None
         ours.data = parameter.grad
-    norms = {name: tensor.norm().item() for name, tensor in to_published(gradients, golden.config).items()}
+    published = to_published(gradients)
+    norms = {name: published[name].norm().item() for name in published if not name.endswith("resample_filter")}
     expected = dict(zip(golden.arrays["grad_names"].tolist(), golden.arrays["grad_norms"].tolist(), strict=True))
     assert norms.keys() == expected.keys()
     for name, value in expected.items():
-        assert norms[name] == pytest.approx(value, rel=1e-4, abs=1e-9), name
+        assert norms[name] == pytest.approx(value, rel=1e-4, abs=1e-8), name  # some are exactly 0
 
 
 def naive_gradients(
@@ -95,11 +106,12 @@ def naive_gradients(
 
 @pytest.mark.parametrize("attention", [(), (8,)])
 @pytest.mark.parametrize("layer", ["output", "block"])
-def test_cut_gradients_are_the_naive_ones(layer: str, attention: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_cut_gradients_are_the_naive_ones(arch: str, layer: str, attention: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     config = NetworkConfig(
-        img_resolution=8, img_channels=1, label_dim=3, model_channels=16, channel_mult=(1, 2), num_blocks=1,
-        attn_resolutions=attention, dropout=0.0,
+        arch=arch, img_resolution=8, img_channels=1, label_dim=3, model_channels=32 if arch == "adm" else 16,
+        channel_mult=(1, 2), num_blocks=1, attn_resolutions=attention, dropout=0.0,
     )  # fmt: skip
     student, target = (CTM(build_network(config, s_branch=True), 0.5) for _ in range(2))
     for parameter in [*student.parameters(), *target.parameters()]:
@@ -115,4 +127,5 @@ def test_cut_gradients_are_the_naive_ones(layer: str, attention: tuple[int, ...]
     for name, parameter in student.named_parameters():
         assert parameter.grad is not None
         scale = expected[name].abs().max()
-        assert (parameter.grad - expected[name]).abs().max() <= 2e-5 * scale + 1e-9, name
+        # A bias before the norm of a single channel has gradient 0: what is there is rounding.
+        assert (parameter.grad - expected[name]).abs().max() <= 2e-5 * scale + 1e-8, name

@@ -16,7 +16,7 @@ def split(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 def merge(out: Tensor, height: int, width: int) -> Tensor:
     """[B, heads, N, D] -> [B, heads D, H, W] in channels_last; without a copy if the memory is [B, N, heads, D]."""
     batch, heads, _, size = out.shape
-    return out.transpose(1, 2).reshape(batch, height, width, heads * size).permute(0, 3, 1, 2)
+    return out.transpose(1, 2).contiguous().view(batch, height, width, heads * size).permute(0, 3, 1, 2)
 
 
 def attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Noise-level embedding in Triton: one program handles one level and one block of frequencies."""
 
+import math
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -8,6 +10,25 @@ from ctm_fast.ops.triton._launch import wrap_triton
 
 _BLOCK = 128
 """Frequencies a program handles: one to each thread of four warps."""
+
+_HALF_PI = tl.constexpr(math.pi / 2)
+_TWO_OVER_PI = tl.constexpr(2 / math.pi)
+_ROUND = tl.constexpr(1.5 * 2**52)  # added to a double, it leaves the nearest integer in the lowest bits
+
+
+@triton.jit
+def _sin_cos(angle):
+    """Sine and cosine of |angle| < 2^30, as csrc/common/sin_cos.h: tl.sin keeps a table on the stack."""
+    shifted = angle.to(tl.float64) * _TWO_OVER_PI + _ROUND
+    quadrant = tl.cast(shifted, tl.int64, bitcast=True).to(tl.int32)
+    x = (angle.to(tl.float64) - (shifted - _ROUND) * _HALF_PI).to(tl.float32)
+    y = x * x
+    s = x + x * y * (-1 / 6 + y * (1 / 120 + y * (-1 / 5040 + y * (1 / 362880))))
+    c = 1 + y * (-1 / 2 + y * (1 / 24 + y * (-1 / 720 + y * (1 / 40320))))
+    odd = quadrant & 1 != 0
+    sine = tl.where(odd, c, s)
+    cosine = tl.where(odd, s, c)
+    return tl.where(quadrant & 2 != 0, -sine, sine), tl.where((quadrant + 1) & 2 != 0, -cosine, cosine)
 
 
 @triton.jit
@@ -19,10 +40,9 @@ def _embed(t, s, freqs, out, scale, batch, half, SIN_FIRST: tl.constexpr, BLOCK:
     frequency = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = frequency < half
     angle = scale * tl.log(level) * tl.load(freqs + frequency, mask=mask, other=0.0)
+    second, first = _sin_cos(angle)
     if SIN_FIRST:
-        first, second = tl.sin(angle), tl.cos(angle)
-    else:
-        first, second = tl.cos(angle), tl.sin(angle)
+        first, second = second, first
     start = out + row.to(tl.int64) * 2 * half
     tl.store(start + frequency, first, mask=mask)
     tl.store(start + half + frequency, second, mask=mask)

@@ -11,6 +11,12 @@ from torch import Tensor
 from ctm_fast.ops.triton._launch import BLOCK, wrap_triton
 
 _TWO_PI = tl.constexpr(2 * math.pi)
+_SQRT_HALF = tl.constexpr(0x3F3504F3)  # the bits of sqrt(1/2)
+# ln 2 and pi / 2 in two parts, the first short enough for its products with small integers to be exact.
+_LN2_HIGH = tl.constexpr(float.fromhex("0x1.62e4p-1"))
+_LN2_LOW = tl.constexpr(float.fromhex("0x1.7f7d1cp-20"))
+_HALF_PI_HIGH = tl.constexpr(float.fromhex("0x1.921fap+0"))
+_HALF_PI_LOW = tl.constexpr(float.fromhex("0x1.54442ep-20"))
 
 
 @triton.jit
@@ -30,12 +36,49 @@ def _four(a0, a1, a2, a3):
 
 
 @triton.jit
+def _log(u):
+    """ln(u) of positive normal numbers, as csrc/common/philox.h: no branch, no table."""
+    bits = tl.cast(u, tl.int32, bitcast=True) - _SQRT_HALF
+    e = (bits >> 23).to(tl.float32)
+    f = tl.cast((bits & 0x007FFFFF) + _SQRT_HALF, tl.float32, bitcast=True) - 1.0
+    p = f * -0.07634497433900833 + 0.1276157796382904
+    p = p * f - 0.13160182535648346
+    p = p * f + 0.14201757311820984
+    p = p * f - 0.16623356938362122
+    p = p * f + 0.20001226663589478
+    p = p * f - 0.2500081956386566
+    p = p * f + 0.3333333134651184
+    square = f * f
+    return ((square * f * p + e * _LN2_LOW) - 0.5 * square + f) + e * _LN2_HIGH
+
+
+@triton.jit
+def _sin_cos(theta):
+    """Sine and cosine of 0 <= theta <= 2 pi, as csrc/common/philox.h: tl.sin keeps a table on the stack."""
+    quarter = (theta * 0.6366197723675814 + 0.5).to(tl.int32)
+    q = quarter.to(tl.float32)
+    r = (theta - q * _HALF_PI_HIGH) - q * _HALF_PI_LOW
+    square = r * r
+    s = square * -0.00019517235341481864 + 0.008332177996635437
+    s = s * square - 0.16666655242443085
+    s = r + r * square * s
+    c = square * 2.4438379114144482e-05 - 0.0013887366512790322
+    c = c * square + 0.04166664555668831
+    c = (1.0 - 0.5 * square) + square * square * c
+    odd = quarter & 1 != 0
+    sine = tl.where(odd, c, s)
+    cosine = tl.where(odd, s, c)
+    return tl.where(quarter & 2 != 0, -sine, sine), tl.where((quarter + 1) & 2 != 0, -cosine, cosine)
+
+
+@triton.jit
 def _box_muller(r0, r1):
-    u0 = ((r0 >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-8
-    u1 = ((r1 >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-8
-    radius = tl.sqrt_rn(-2.0 * tl.log(u0))
-    theta = _TWO_PI * u1
-    return radius * tl.cos(theta), radius * tl.sin(theta)
+    u0 = ((r0 >> 8).to(tl.int32).to(tl.float32) + 0.5) * 5.9604644775390625e-8
+    u1 = ((r1 >> 8).to(tl.int32).to(tl.float32) + 0.5) * 5.9604644775390625e-8
+    radius = tl.sqrt_rn(-2.0 * _log(u0))
+    # The definition rounds theta. The minimum, which is theta, keeps the product out of a fused multiply-add.
+    sine, cosine = _sin_cos(tl.minimum(u1 * _TWO_PI, _TWO_PI))
+    return radius * cosine, radius * sine
 
 
 @triton.jit
