@@ -17,8 +17,8 @@ from ctm_fast.models import (
     from_published,
     load_model,
     save_model,
-    to_published,
 )
+from ctm_fast.models.convert import published_views
 from ctm_fast.models.published import read_published
 from ctm_fast.models.safetensors_file import write_safetensors
 
@@ -72,7 +72,7 @@ def convert_from_published(source: Path, destination: Path) -> None:
     published = read_published(source)
     try:
         description = describe(published.shapes, published.config)
-        model = from_published(published.tensors, published.config)
+        model = from_published(published.tensors, published.config, shapes=published.shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
     metadata = {
@@ -92,7 +92,7 @@ def convert_to_published(source: Path, destination: Path) -> None:
     header = {"config": json.dumps({**asdict(model.net.config), "sigma_data": model.sigma_data})}
     if "licence" in metadata:
         header["licence"] = str(metadata["licence"])
-    tensors = to_published(model)
+    tensors = published_views(model)
     atomic_write(destination, lambda file: write_safetensors(file, tensors, header))
     print(f"licence: {metadata.get('licence', 'that of whoever trained the model')}")
 

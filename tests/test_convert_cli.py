@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ctm_fast import convert
-from ctm_fast.models import CTM, NETWORKS, EDMDenoiser, load_model
+from ctm_fast.models import CTM, NETWORKS, EDMDenoiser, build_network, load_model, to_published
 from ctm_fast.sample import load
 from tests.command_line import assert_refused, call, tree
 from tests.golden import Golden, assert_agree
+from tests.memory import peak
 from tests.models import malicious
 from tests.models.published_files import save_edm, save_legacy, save_tar, save_zip
 from tests.snapshots import save_snapshot
@@ -115,7 +116,8 @@ def test_teacher(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsy
     save_edm(golden.tensors("w"), Path("teacher.pkl"), golden.meta)
     out = _convert("teacher.pkl ours.safetensors", monkeypatch, capsys)
     assert out.splitlines()[0].startswith("teacher.pkl: ")
-    assert "denoiser, 16x16x3" in out
+    assert "denoiser, " in out
+    assert ", 3 x 16^2, " in out
     assert "licence: CC BY-NC-SA 4.0 (NVlabs/edm): not for commercial use" in out.splitlines()
     assert out.splitlines()[-1] == "ours.safetensors"
     model, metadata = load_model("ours.safetensors")
@@ -202,3 +204,24 @@ def test_refused(
     before = tree(folder)
     assert_refused(call(convert.main, arguments.split(), monkeypatch, capsys), names, *parts)
     assert tree(folder) == before
+
+
+CONVERT = """
+from ctm_fast import convert
+sys.argv[0] = "convert"
+convert.main()
+"""
+
+
+@pytest.mark.parametrize("width", [64, pytest.param(192, marks=pytest.mark.long)])
+def test_memory(width: int, folder: Path) -> None:
+    """A conversion takes at most 1.3 times the file, in both directions; the width of the published network is 192."""
+    with torch.device("meta"):
+        net = build_network(replace(NETWORKS["imagenet64-adm"], model_channels=width), s_branch=True)
+    save_zip({name: torch.rand(tensor.shape) for name, tensor in to_published(CTM(net)).items()}, Path("a.pt"))
+    for arguments in ("a.pt ours.safetensors", "ours.safetensors back.safetensors --to published"):
+        source = Path(arguments.split()[0])
+        taken = peak(CONVERT, *arguments.split(), cwd=folder)
+        assert taken * 1024 < 1.3 * source.stat().st_size, arguments
+        source.unlink()
+    Path("back.safetensors").unlink()  # gigabytes, which pytest would keep

@@ -62,3 +62,16 @@ def network_preset(name: str) -> NetworkConfig:
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(NETWORKS)}"
         raise ValueError(f"network: unknown {name!r}; {hint}")
     return NETWORKS[name]
+
+
+def check_fits(network: NetworkConfig, tensors: int, elements: int) -> None:
+    """ValueError if a file of so many tensors and elements cannot hold ``network``: then it must not be built.
+
+    Building takes time and memory by the number of blocks and the width of the noise level's features.
+    """
+    blocks = len(network.channel_mult) * (max(network.num_blocks, 0) + 1)
+    if blocks > tensors or network.model_channels > elements:
+        raise ValueError(
+            f"expected a network of the file's size, got {blocks} blocks and {network.model_channels} channels for "
+            f"{tensors} tensors of {elements} elements"
+        )
