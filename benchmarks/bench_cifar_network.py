@@ -5,7 +5,6 @@ Run it on an otherwise idle machine with as many threads as it has cores: ``CTM_
 """
 
 import itertools
-import os
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from benchmarks.harness import COMPILED, DEVICE, ROUNDS, Call, Way, check_agreem
 from benchmarks.plain_unet import plain
 from ctm_fast.models import NetworkConfig, UNet, build_network
 
-BATCH = int(os.environ.get("CTM_FAST_BENCH_BATCH", "8"))
+BATCH = 8
 FUSED = Way("fused", None)
 CONVOLUTIONS = Way("convolutions", "reference")
 PLAIN_NCHW = Way("plain NCHW", "reference")
@@ -95,7 +94,7 @@ def test_cifar_network(benchmark: BenchmarkFixture) -> None:
     if len(result.times[FUSED.name]) < ROUNDS:  # --benchmark-disable: one turn is no verdict
         return
     # Shares and factors of issue 3, in the median turn.
-    assert result.ratio(FUSED.name) <= 1.12, f"{result}: more than the convolutions' time and an eighth"
+    assert result.ratio(FUSED.name) <= 1.12, f"{result}: more than 1.12 times the convolutions alone"
     for way, factor in ((PLAIN_NCHW, 1.25), (PLAIN_NHWC, 1.0), (COMPILED, 1.0)):
         assert not result.slower(FUSED.name, way.name), f"{result}: slower than {way.name}"
         faster = 1 / sorted(result.ratios(FUSED.name, way.name))[ROUNDS // 2]
