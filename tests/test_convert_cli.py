@@ -117,7 +117,7 @@ def test_teacher(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsy
     out = _convert("teacher.pkl ours.safetensors", monkeypatch, capsys)
     assert out.splitlines()[0].startswith("teacher.pkl: ")
     assert "denoiser, " in out
-    assert ", 3 x 16^2, " in out
+    assert "16x16x3, " in out
     assert "licence: CC BY-NC-SA 4.0 (NVlabs/edm): not for commercial use" in out.splitlines()
     assert out.splitlines()[-1] == "ours.safetensors"
     model, metadata = load_model("ours.safetensors")

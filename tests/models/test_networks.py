@@ -278,8 +278,10 @@ def test_fused_is_reference_in_forward_and_every_gradient(arch: str, backend: Ba
         expected, gradients = run()
     with contextlib.nullcontext() if backend is None else use_backend(backend):
         actual, ours = run()
-    assert_agree(actual, expected)
+    # ADM's table multiplies ln t by 250: half an ulp of it, by which two logarithms may differ, is seen.
+    tolerance = 1e-4 if arch == "adm" else 1e-5
+    assert_agree(actual, expected, tolerance)
     largest = max(gradient.abs().max() for gradient in gradients)
     for name, ours_, gradient in zip(["x", *dict(model.named_parameters())], ours, gradients, strict=True):
         error = (ours_ - gradient).abs().max()
-        assert error <= 2e-5 * gradient.abs().max() + 1e-6 * largest, name
+        assert error <= 2 * tolerance * gradient.abs().max() + 0.1 * tolerance * largest, name
