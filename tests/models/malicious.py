@@ -9,6 +9,7 @@ import pickle
 import struct
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -147,12 +148,10 @@ def written(save: Callable[..., None], *arguments: Any, **options: Any) -> bytes
         torch.manual_seed(0)
         names = ("map_layer0.weight", "enc.8x8_conv.weight", "enc.8x8_conv.bias", "dec.8x8_block0.conv0.weight")
         tensors = {f"model.{entry}": torch.randn(6, 4) for entry in names}
-    path = Path(f"/tmp/ctm_fast_malicious_{id(tensors)}")
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "archive"
         save(tensors, path, *arguments, **options)
         return path.read_bytes()
-    finally:
-        path.unlink(missing_ok=True)
 
 
 META = {
