@@ -54,11 +54,7 @@ def _metadata(path: str) -> dict[str, str]:
 def _assert_back(golden: Golden, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """``ours.safetensors`` gives the golden tensors back, and those give it."""
     _convert("ours.safetensors back.safetensors --to published", monkeypatch, capsys)
-    published, back = golden.tensors("w"), load_file("back.safetensors")
-    assert sorted(back) == sorted(published)
-    for name, tensor in published.items():
-        assert back[name].dtype == tensor.dtype, name
-        assert torch.equal(back[name], tensor), name
+    _assert_same(load_file("back.safetensors"), golden.tensors("w"))
     assert _metadata("back.safetensors")["licence"] == load_model("ours.safetensors")[1]["licence"]
     _convert("back.safetensors again.safetensors", monkeypatch, capsys)
     ours, again = load_file("ours.safetensors"), load_file("again.safetensors")
@@ -91,6 +87,46 @@ def test_guided_student(
     assert "licence: any" in out.splitlines()
     _assert_student(golden, out)
     _assert_back(golden, monkeypatch, capsys)
+
+
+def test_what_openai_publishes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its EDM denoiser and its consistency models cannot be told apart by their tensors: that is said."""
+    golden = Golden("imagenet/train_step.npz")
+    header = {"config": json.dumps(golden.meta), "licence": "a\n\x1b[2Jb"}
+    save_file(golden.tensors("teacher"), "a.safetensors", metadata=header)
+    out = _convert("a.safetensors ours.safetensors", monkeypatch, capsys)
+    assert "adm denoiser" in out
+    assert "licence: a  [2Jb" in out.splitlines()
+    assert "note: taken for an EDM denoiser; a consistency model of openai's has the same tensors" in out
+    out = _convert("ours.safetensors back.safetensors --to published", monkeypatch, capsys)
+    assert "licence: a  [2Jb" in out.splitlines()
+    _assert_same(load_file("back.safetensors"), golden.tensors("teacher"))
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("cifar/samplers.npz", "w"), ("imagenet/samplers.npz", "w")]
+    + [
+        (f"{kind}/train_step.npz", prefix) for kind in ("cifar", "imagenet") for prefix in ("student", "ema", "teacher")
+    ],
+)
+def test_round_trip(
+    name: str, prefix: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = Golden(name)
+    save_file(golden.tensors(prefix), "a.safetensors", metadata={"config": json.dumps(golden.meta)})
+    _convert("a.safetensors ours.safetensors", monkeypatch, capsys)
+    _convert("ours.safetensors back.safetensors --to published", monkeypatch, capsys)
+    _assert_same(load_file("back.safetensors"), golden.tensors(prefix))
+
+
+def _assert_same(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert sorted(actual) == sorted(expected)
+    for name, tensor in expected.items():
+        assert actual[name].dtype == tensor.dtype, name
+        assert torch.equal(actual[name], tensor), name
 
 
 def _assert_student(golden: Golden, out: str) -> None:

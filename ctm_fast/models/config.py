@@ -64,6 +64,20 @@ def network_preset(name: str) -> NetworkConfig:
     return NETWORKS[name]
 
 
+def check_sizes(network: NetworkConfig) -> None:
+    """ValueError naming the first size that no network has."""
+    if not network.channel_mult:
+        raise ValueError("channel_mult: expected a level at least, got none")
+    lowest = {"img_resolution": 1, "img_channels": 1, "model_channels": 1, "num_blocks": 1}
+    for name, least in {**lowest, "label_dim": 0, "head_channels": 0, "augment_dim": 0}.items():
+        value = getattr(network, name)
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: expected an integer from {least} on, got {value!r}")
+    for name in ("dropout", "label_dropout"):
+        if not 0 <= getattr(network, name) < 1:
+            raise ValueError(f"{name}: expected 0 <= {name} < 1, got {getattr(network, name)}")
+
+
 def check_fits(network: NetworkConfig, tensors: int, elements: int) -> None:
     """ValueError if a file of so many tensors and elements cannot hold ``network``: then it must not be built.
 

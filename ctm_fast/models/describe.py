@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ctm_fast.errors import CheckpointError
-from ctm_fast.models.config import NETWORKS, NetworkConfig, check_fits
+from ctm_fast.models.config import NETWORKS, NetworkConfig, check_fits, check_sizes
 from ctm_fast.models.unet import ARCHITECTURES
 
 PREFIX = "model."
@@ -117,14 +117,9 @@ def _combine(arch: str, names: Shapes, told: Mapping[str, Any], read: Mapping[st
     sigma_data = float(values.pop("sigma_data"))
     if not (math.isfinite(sigma_data) and sigma_data > 0):
         raise CheckpointError(f"sigma_data: expected a positive number, got {sigma_data}")
-    for key in ("dropout", "label_dropout"):
-        if not 0 <= values[key] < 1:
-            raise CheckpointError(f"{key}: expected 0 <= {key} < 1, got {values[key]}")
-    for key, lowest in (("head_channels", 0), ("img_resolution", 1)):
-        if not isinstance(values[key], int) or values[key] < lowest:
-            raise CheckpointError(f"{key}: expected an integer from {lowest} on, got {values[key]!r}")
     network = NetworkConfig(**values)
     try:
+        check_sizes(network)
         check_fits(network, len(names), sum(math.prod(shape) for shape in names.values()))
     except ValueError as error:
         raise CheckpointError(f"tensors: {error}") from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ctm_fast.models.config import NetworkConfig
+from ctm_fast.models.config import NetworkConfig, check_sizes
 from ctm_fast.nn import (
     BILINEAR,
     ADMEmbedding,
@@ -93,6 +93,7 @@ class UNet(nn.Module):
         super().__init__()
         if config.arch not in ARCHITECTURES:
             raise ValueError(f"arch: expected one of {', '.join(ARCHITECTURES)}, got {config.arch!r}")
+        check_sizes(config)
         levels = len(config.channel_mult)
         if config.img_resolution % 2 ** (levels - 1):
             raise ValueError(

@@ -50,6 +50,13 @@ def test_build_network_takes_a_description_or_its_fields() -> None:
         build_network(arch="dit", s_branch=False)
     with pytest.raises(ValueError, match="img_resolution: expected a multiple of 2 for 2 levels, got 7"):
         build_network(config, img_resolution=7, s_branch=False)
+    for wrong, message in {
+        "num_blocks": "num_blocks: expected an integer from 1 on, got -1",
+        "head_channels": "head_channels: expected an integer from 0 on, got -1",
+        "label_dropout": "label_dropout: expected 0 <= label_dropout < 1, got -1",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            build_network(config, **{wrong: -1}, s_branch=False)
     with pytest.raises(ValueError, match="head_channels: expected a divisor of 64 channels, got 24"):
         build_network(config, head_channels=24, s_branch=False)
     with pytest.raises(ValueError, match=r"unknown .cifar10-ddpm.; did you mean cifar10-ddpmpp"):
