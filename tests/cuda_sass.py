@@ -19,12 +19,12 @@ TORCH = Path(torch.__file__).parent
 @dataclass(frozen=True)
 class Plan:
     """What a kernel may take: at most ``registers`` a thread; for its vector instantiations, at most ``narrow_loads``
-    narrower loads (a level, a statistic) beside each 128-bit load, none if it loads no image, and whether every
-    store is of 128 bits."""
+    narrower loads (a level, a statistic) beside each 128-bit load, none if it loads no image, and at most
+    ``narrow_stores`` beside each 128-bit store, None if it stores no image."""
 
     registers: int
     narrow_loads: float | None = None
-    wide_stores: bool = True
+    narrow_stores: float | None = 0
 
 
 PLANS = {
@@ -35,11 +35,12 @@ PLANS = {
     "philox_normal normal_kernel": Plan(40),
     "philox_normal words_kernel": Plan(40),
     "gamma_step forward_kernel": Plan(64, narrow_loads=5),  # F_x in 16 bits, four at a time, among them
-    "group_norm_silu moments_kernel": Plan(80, narrow_loads=0, wide_stores=False),
+    "group_norm_silu tile_kernel": Plan(80, narrow_loads=2.5, narrow_stores=1),  # a group's statistics among them
+    "group_norm_silu moments_kernel": Plan(80, narrow_loads=0, narrow_stores=None),
     "group_norm_silu merge_kernel": Plan(64),
     "group_norm_silu forward_kernel": Plan(80, narrow_loads=0.5),
     "group_norm_silu affine_kernel": Plan(64),
-    "group_norm_silu sums_kernel": Plan(128, narrow_loads=0.75, wide_stores=False),
+    "group_norm_silu sums_kernel": Plan(128, narrow_loads=0.75, narrow_stores=None),
     "group_norm_silu merge_sums_kernel": Plan(64),
     "group_norm_silu backward_kernel": Plan(80, narrow_loads=2.5),
 }
@@ -93,7 +94,7 @@ class Kernel:
             if plan.narrow_loads is not None and (wide == 0 or narrow > plan.narrow_loads * wide):
                 found.append(f"{narrow} narrow loads beside {wide} of 128 bits")
             wide, narrow = (self.count("STG", wide=wide) for wide in (True, False))
-            if plan.wide_stores and (wide == 0 or narrow > 0):
+            if plan.narrow_stores is not None and (wide == 0 or narrow > plan.narrow_stores * wide):
                 found.append(f"{narrow} narrow stores beside {wide} of 128 bits")
         return [f"{self.name} for {self.architecture}: {fault}   {self.symbol}" for fault in found]
 

@@ -82,6 +82,16 @@ struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vector {
       __stwb(reinterpret_cast<Words*>(to) + i, words[i]);
     }
   }
+
+  // Into shared memory, which __stwb is not for.
+  __device__ void keep(T* to) const {
+    Words words[kWords];
+    memcpy(words, this, sizeof words);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      reinterpret_cast<Words*>(to)[i] = words[i];
+    }
+  }
 };
 
 // Values of 16 bytes of the narrowest type that a kernel reads or writes.

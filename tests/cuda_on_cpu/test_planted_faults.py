@@ -50,7 +50,7 @@ FAULTS = {
     ),
     "a barrier that some threads miss": Fault(
         "group_norm_silu",
-        "cuda/group_norm_silu.cu",
+        "cuda/group_norm_parts.cuh",
         "  float values[3][M] = {};\n  if (share.count > 0) {",
         "  float values[3][M] = {};\n  if (!share.present) {\n    return;\n  }\n  if (share.count > 0) {",
         ("wait at __syncthreads()", "at a warp's exchange"),
@@ -75,6 +75,23 @@ FAULTS = {
         "chunk * plan.chunk + plan.chunk < plan.pixels ? chunk",
         "chunk < plan.pixels ? chunk",
         ("wrote at byte", "is not finite", "bound"),
+    ),
+    "a missing barrier between two passes over a tile": Fault(
+        "group_norm_silu",
+        "cuda/group_norm_tile.cuh",
+        "  total.keep(sums + threadIdx.x * M);\n  __syncthreads();\n",
+        "  total.keep(sums + threadIdx.x * M);\n",
+        ("depends on the order in which threads run", "is not finite"),
+    ),
+    "a tile with a group too many": Fault(
+        "group_norm_silu",
+        "cuda/group_norm_tile.cuh",
+        "channels - first()) / width",
+        "channels - first() + width) / width",
+        ("wrote at byte", "two write to one place", "is not finite"),
+    ),
+    "a tile that its shared memory is too small for": Fault(
+        "group_norm_silu", "cuda/group_norm_tile.cuh", "+ 16 * vectors", "+ 16 * vectors - 16", ("shared memory",)
     ),
     "a lane left out of an exchange": Fault(
         "group_norm_silu",

@@ -81,6 +81,13 @@ def fused(request: pytest.FixtureRequest) -> Iterator[Serving]:
         yield request.param
 
 
+@pytest.fixture(params=_params("cpp"))
+def native(request: pytest.FixtureRequest) -> Iterator[Serving]:
+    """The C++ or CUDA kernels serving, for what only they have."""
+    with use_backend(request.param.backend):
+        yield request.param
+
+
 @pytest.fixture(params=_params("triton"))
 def tiled(request: pytest.FixtureRequest) -> Iterator[Serving]:
     """Triton's kernels serving, for what only they have."""

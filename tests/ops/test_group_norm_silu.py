@@ -10,10 +10,21 @@ import torch
 from torch import Tensor
 
 from ctm_fast.ops import group_norm_silu
-from tests.ops.harness import Gradients, Images, Inputs, Serving, assert_close, channels_last, on, upcast
+from tests.ops.harness import LOW, Gradients, Images, Inputs, Serving, assert_close, channels_last, on, upcast
 
 GROUP_WIDTHS = (1, 6, 8, 12, 18, 30, 42)
 """Channels of a group: ADM's are 6 to 42, DDPM++'s 4 to 16."""
+
+WAYS = [
+    ((2, 48, 8, 8), 8),  # CUDA: one tile to an image, groups of 6 in vectors of 4 and 8
+    ((2, 40, 16, 16), 5),  # channels_last tiles of 32 or 16 channels, the last one cut
+    ((1, 72, 9, 8), 4),  # rows of threads that leave some idle; pixels no power of two
+    ((3, 12, 4, 2), 12),  # groups of one channel, of a vector or two
+    ((1, 16, 48, 32), 2),  # more shared memory than a kernel has unasked
+    ((1, 48, 32, 32), 1),  # in no dtype does a group fit: by parts
+    ((1, 48, 64, 32), 4),  # by parts, but for contiguous images of 16 bits
+]
+"""Shape and groups: both of CUDA's ways in each dtype and memory format, and the edges of its tiles."""
 
 
 class TestGroupNormSilu(Gradients, Images):
@@ -105,6 +116,30 @@ class TestGroupNormSilu(Gradients, Images):
                 few = width * size[0] * size[1] < 16
                 assert_close(one, other, torch.full_like(other, (1e-4 if few else 1e-5) * largest))
 
+    @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize(("shape", "groups"), WAYS, ids=str)
+    def test_values_either_way(
+        self,
+        native: Serving,
+        shape: tuple[int, ...],
+        groups: int,
+        layout: str,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+    ) -> None:
+        """Values, and the statistics as the gradient of x tells them."""
+        inputs = self.image(shape, groups, dtype, generator)
+        if layout == "channels_last":
+            inputs = channels_last(inputs)
+        actual, exact = on(inputs, native.device), upcast(inputs)
+        out, true = self.op(**actual), self.exact(**exact)
+        assert_close(out, true, self.bound(native, dtype, inputs))
+        cotangent = torch.randn(shape, generator=generator).to(dtype)
+        (found,) = torch.autograd.grad(out, actual["x"], cotangent.to(out.device))
+        (expected,) = torch.autograd.grad(true, exact["x"], cotangent.double())
+        assert_close(found, expected, native.tolerance(dtype) + 1e-5)
+
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
     @pytest.mark.parametrize("left_out", ["x_shift", "scale", "shift", "residual", "silu", "all"])
     def test_options(self, serving: Serving, left_out: str, layout: str, generator: torch.Generator) -> None:
@@ -125,9 +160,12 @@ class TestGroupNormSilu(Gradients, Images):
             assert_close(one, other, 4e-6)
 
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-    def test_far_from_zero(self, fused: Serving, layout: str, generator: torch.Generator) -> None:
+    @pytest.mark.parametrize(("shape", "groups"), [((2, 24, 16, 16), 3), ((1, 48, 32, 32), 1)], ids=str)
+    def test_far_from_zero(
+        self, fused: Serving, shape: tuple[int, ...], groups: int, layout: str, generator: torch.Generator
+    ) -> None:
         """A mean of 1000 standard deviations: E[x^2] - E[x]^2 in float32 would leave nothing of the variance."""
-        inputs = self.image((2, 24, 16, 16), 3, torch.float32, generator)
+        inputs = self.image(shape, groups, torch.float32, generator)
         inputs |= dict.fromkeys(("x_shift", "scale", "shift", "residual")) | {"silu": False}
         inputs["x"] = inputs["x"].detach() * 0.1 + 100
         if layout == "channels_last":
@@ -162,9 +200,15 @@ class TestGroupNormSilu(Gradients, Images):
         spoilt[1, 6:12] = True
         torch.testing.assert_close(out[~spoilt], clean.detach().cpu()[~spoilt], rtol=1e-5, atol=1e-5)
 
-    def test_any_batch(self, fused: Serving, generator: torch.Generator) -> None:
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize(("shape", "groups"), [((5, 36, 9, 7), 6), ((5, 24, 8, 8), 3)], ids=str)
+    def test_any_batch(
+        self, fused: Serving, shape: tuple[int, ...], groups: int, layout: str, generator: torch.Generator
+    ) -> None:
         """A sample does not depend on the batch it is in: to the bit."""
-        inputs = on(self.inputs((5, 3, 9, 7), torch.float32, generator), fused.device)
+        inputs = on(self.image(shape, groups, torch.float32, generator), fused.device)
+        if layout == "channels_last":
+            inputs = channels_last(inputs)
         whole = self.op(**inputs)
         order = torch.randperm(5, generator=generator).to(fused.device)
         for chosen in (order, order[:1]):
