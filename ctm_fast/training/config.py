@@ -13,12 +13,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
-import torch
-
 from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.errors import ConfigError, LevelError
 from ctm_fast.losses.distance import DISTANCES
 from ctm_fast.models import ARCHITECTURES, S_INITS, NetworkConfig, build_network
+from ctm_fast.models.unet import Weightless
 
 STAGES = ("teacher", "ctm")
 MAX_CLASSES = 65536
@@ -186,7 +185,7 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
 def check_sizes(network: NetworkConfig) -> None:
     """Raise ConfigError unless the network's sizes fit together: it is built, without memory for its weights."""
     try:
-        with torch.device("meta"):
+        with Weightless():
             build_network(network, s_branch=True)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"network: expected sizes that fit together, got {error}") from error
