@@ -35,6 +35,7 @@ from benchmarks.harness import (
 from ctm_fast.ops import (
     Stream,
     gamma_step,
+    group_norm_silu,
     noise_embed,
     noise_frequencies,
     philox_normal,
@@ -70,6 +71,17 @@ def _embed(t: Tensor, s: Tensor, label: Tensor) -> Tensor:
     return torch.cat([features + label, features_s + label])
 
 
+def _feature(shape: tuple[int, ...]) -> Tensor:
+    """Inside the network, where an image has 256 channels: of an eighth of the batch, at least one."""
+    batch, _, height, width = shape
+    return images((max(1, batch // 8), 256, height, width), torch.channels_last)
+
+
+def _normalise(skip: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What lies between two convolutions: the end of a residual block, and the norm at the start of the next."""
+    return group_norm_silu((skip + h) * 0.5**0.5, weight, bias, groups=32)
+
+
 EDGES = {
     "precond_input": Edge(
         lambda x, t: precond_input(x, t, dtype=NETWORK_DTYPE).contiguous(memory_format=torch.channels_last),
@@ -87,6 +99,10 @@ EDGES = {
     "gamma_step": Edge(
         lambda x, F_x, t, s, seeds: gamma_step(x, F_x, t, s, t, seeds, 3),
         lambda shape: (_image(shape), _output(shape), *levels(shape[0]), _seeds(shape)),
+    ),
+    "group_norm_silu": Edge(
+        _normalise,
+        lambda shape: (_feature(shape), _feature(shape), *torch.randn(2, 256, device=DEVICE)),
     ),
 }
 

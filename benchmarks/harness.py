@@ -192,7 +192,8 @@ def check_serving(call: Call, way: Way, *names: str) -> None:
     for name in names:
         backend = way.served_by(name)
         seen: dict[Backend, str] = {"cpp": f"ctm_fast::{name}", "triton": f"ctm_fast_triton::{name}"}
-        seen["sdpa"] = "aten::scaled_dot_product_attention"
+        if name == "attention":
+            seen["sdpa"] = "aten::scaled_dot_product_attention"
         inlined = way.compiled and backend != "cpp"
         expected = {seen[backend]} if backend in seen and not inlined else set()
         found = dispatched & set(seen.values())

@@ -17,9 +17,9 @@ from ctm_fast.models import (
     from_published,
     load_model,
     save_model,
-    to_published,
 )
-from ctm_fast.models.published import read_published
+from ctm_fast.models.convert import published_views
+from ctm_fast.models.published import OPENAI, read_published
 from ctm_fast.models.safetensors_file import write_safetensors
 
 
@@ -72,7 +72,7 @@ def convert_from_published(source: Path, destination: Path) -> None:
     published = read_published(source)
     try:
         description = describe(published.shapes, published.config)
-        model = from_published(published.tensors, published.config)
+        model = from_published(published.tensors, published.config, shapes=published.shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
     metadata = {
@@ -83,7 +83,12 @@ def convert_from_published(source: Path, destination: Path) -> None:
     }
     save_model(destination, model, model.net.config, metadata)
     print(f"{source}: {description}")
-    print(f"licence: {published.licence}")
+    print(f"licence: {_line(published.licence)}")
+    if published.publisher == OPENAI:
+        print(
+            "note: taken for an EDM denoiser; a consistency model of openai's has the same tensors, but other "
+            "coefficients, which end at sigma_min: at sigma it is off by about sigma_min / sigma"
+        )
 
 
 def convert_to_published(source: Path, destination: Path) -> None:
@@ -92,9 +97,9 @@ def convert_to_published(source: Path, destination: Path) -> None:
     header = {"config": json.dumps({**asdict(model.net.config), "sigma_data": model.sigma_data})}
     if "licence" in metadata:
         header["licence"] = str(metadata["licence"])
-    tensors = to_published(model)
+    tensors = published_views(model)
     atomic_write(destination, lambda file: write_safetensors(file, tensors, header))
-    print(f"licence: {metadata.get('licence', 'that of whoever trained the model')}")
+    print(f"licence: {_line(str(metadata.get('licence', 'that of whoever trained the model')))}")
 
 
 def preset_of(network: NetworkConfig) -> str | None:
@@ -104,6 +109,11 @@ def preset_of(network: NetworkConfig) -> str | None:
         if replace(network, **ours) == known:
             return name
     return None
+
+
+def _line(text: str) -> str:
+    """What a file says, as one line that leaves the terminal alone."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _parser() -> runtime.Parser:

@@ -50,7 +50,8 @@ def from_pretrained(folder_or_repo: str | Path, **options: Any) -> tuple[CTM | E
 def save_pretrained(model: CTM | EDMDenoiser, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Write ``model`` into ``folder``, as :func:`from_pretrained` reads it.
 
-    ``metadata`` is any JSON; what came with the model keeps its licence and source.
+    ``metadata`` is any JSON. That of :func:`from_pretrained` or :func:`ctm_fast.models.load_model` holds the licence
+    and source of the weights: pass it on.
     """
     holder = _HubModel(model, metadata or {})
     holder.save_pretrained(folder, config=holder.config)
@@ -62,7 +63,7 @@ def push_to_hub(model: CTM | EDMDenoiser, repo: str, metadata: Mapping[str, Any]
     Args:
         model: its weights are uploaded as they are.
         repo: ``user/name``.
-        metadata: any JSON; what came with the model keeps its licence and source.
+        metadata: as :func:`save_pretrained` takes it.
         options: of huggingface_hub's ``ModelHubMixin.push_to_hub``: private, token, branch, commit_message...
     """
     holder = _HubModel(model, metadata or {})

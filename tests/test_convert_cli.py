@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ctm_fast import convert
-from ctm_fast.models import CTM, NETWORKS, EDMDenoiser, load_model
+from ctm_fast.models import CTM, NETWORKS, EDMDenoiser, build_network, load_model, to_published
 from ctm_fast.sample import load
 from tests.command_line import assert_refused, call, tree
 from tests.golden import Golden, assert_agree
+from tests.memory import peak
 from tests.models import malicious
 from tests.models.published_files import save_edm, save_legacy, save_tar, save_zip
 from tests.snapshots import save_snapshot
@@ -53,11 +54,7 @@ def _metadata(path: str) -> dict[str, str]:
 def _assert_back(golden: Golden, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """``ours.safetensors`` gives the golden tensors back, and those give it."""
     _convert("ours.safetensors back.safetensors --to published", monkeypatch, capsys)
-    published, back = golden.tensors("w"), load_file("back.safetensors")
-    assert sorted(back) == sorted(published)
-    for name, tensor in published.items():
-        assert back[name].dtype == tensor.dtype, name
-        assert torch.equal(back[name], tensor), name
+    _assert_same(load_file("back.safetensors"), golden.tensors("w"))
     assert _metadata("back.safetensors")["licence"] == load_model("ours.safetensors")[1]["licence"]
     _convert("back.safetensors again.safetensors", monkeypatch, capsys)
     ours, again = load_file("ours.safetensors"), load_file("again.safetensors")
@@ -92,6 +89,46 @@ def test_guided_student(
     _assert_back(golden, monkeypatch, capsys)
 
 
+def test_what_openai_publishes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its EDM denoiser and its consistency models cannot be told apart by their tensors: that is said."""
+    golden = Golden("imagenet/train_step.npz")
+    header = {"config": json.dumps(golden.meta), "licence": "a\n\x1b[2Jb"}
+    save_file(golden.tensors("teacher"), "a.safetensors", metadata=header)
+    out = _convert("a.safetensors ours.safetensors", monkeypatch, capsys)
+    assert "adm denoiser" in out
+    assert "licence: a  [2Jb" in out.splitlines()
+    assert "note: taken for an EDM denoiser; a consistency model of openai's has the same tensors" in out
+    out = _convert("ours.safetensors back.safetensors --to published", monkeypatch, capsys)
+    assert "licence: a  [2Jb" in out.splitlines()
+    _assert_same(load_file("back.safetensors"), golden.tensors("teacher"))
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("cifar/samplers.npz", "w"), ("imagenet/samplers.npz", "w")]
+    + [
+        (f"{kind}/train_step.npz", prefix) for kind in ("cifar", "imagenet") for prefix in ("student", "ema", "teacher")
+    ],
+)
+def test_round_trip(
+    name: str, prefix: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = Golden(name)
+    save_file(golden.tensors(prefix), "a.safetensors", metadata={"config": json.dumps(golden.meta)})
+    _convert("a.safetensors ours.safetensors", monkeypatch, capsys)
+    _convert("ours.safetensors back.safetensors --to published", monkeypatch, capsys)
+    _assert_same(load_file("back.safetensors"), golden.tensors(prefix))
+
+
+def _assert_same(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert sorted(actual) == sorted(expected)
+    for name, tensor in expected.items():
+        assert actual[name].dtype == tensor.dtype, name
+        assert torch.equal(actual[name], tensor), name
+
+
 def _assert_student(golden: Golden, out: str) -> None:
     """``ours.safetensors`` jumps as the published network, and ``out`` says what it is."""
     assert f"{golden.meta['arch']} CTM student" in out
@@ -115,7 +152,8 @@ def test_teacher(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsy
     save_edm(golden.tensors("w"), Path("teacher.pkl"), golden.meta)
     out = _convert("teacher.pkl ours.safetensors", monkeypatch, capsys)
     assert out.splitlines()[0].startswith("teacher.pkl: ")
-    assert "denoiser, 16x16x3" in out
+    assert "denoiser, " in out
+    assert "16x16x3, " in out
     assert "licence: CC BY-NC-SA 4.0 (NVlabs/edm): not for commercial use" in out.splitlines()
     assert out.splitlines()[-1] == "ours.safetensors"
     model, metadata = load_model("ours.safetensors")
@@ -202,3 +240,24 @@ def test_refused(
     before = tree(folder)
     assert_refused(call(convert.main, arguments.split(), monkeypatch, capsys), names, *parts)
     assert tree(folder) == before
+
+
+CONVERT = """
+from ctm_fast import convert
+sys.argv[0] = "convert"
+convert.main()
+"""
+
+
+@pytest.mark.parametrize("width", [64, pytest.param(192, marks=pytest.mark.long)])
+def test_memory(width: int, folder: Path) -> None:
+    """A conversion takes at most 1.3 times the file, in both directions; the width of the published network is 192."""
+    with torch.device("meta"):
+        net = build_network(replace(NETWORKS["imagenet64-adm"], model_channels=width), s_branch=True)
+    save_zip({name: torch.rand(tensor.shape) for name, tensor in to_published(CTM(net)).items()}, Path("a.pt"))
+    for arguments in ("a.pt ours.safetensors", "ours.safetensors back.safetensors --to published"):
+        source = Path(arguments.split()[0])
+        taken = peak(CONVERT, *arguments.split(), cwd=folder)
+        assert taken * 1024 < 1.3 * source.stat().st_size, arguments
+        source.unlink()
+    Path("back.safetensors").unlink()  # gigabytes, which pytest would keep

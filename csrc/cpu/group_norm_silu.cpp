@@ -221,7 +221,8 @@ void forward_block(
     const T* x, const T* residual, T* out, float* mean_out, float* rstd_out, const Layout& layout,
     const Vectors& vectors, double eps, bool silu_behind, float out_scale, int64_t image, int64_t first_group,
     int64_t last_group) {
-  const auto [batch, channels, pixels, groups, channels_last, block_groups] = layout;
+  const int64_t channels = layout.channels, pixels = layout.pixels, groups = layout.groups;
+  const bool channels_last = layout.channels_last;
   const int64_t size = channels / groups;
   const int64_t first = layout.channel(first_group);
   const int64_t width = layout.channel(last_group) - first;
@@ -284,7 +285,8 @@ void backward_block(
     const T* grad, const T* x, T* dx, const float* mean, const float* rstd, float* sums_out, const Layout& layout,
     const Vectors& vectors, bool silu_behind, float out_scale, int64_t image, int64_t first_group,
     int64_t last_group) {
-  const auto [batch, channels, pixels, groups, channels_last, block_groups] = layout;
+  const int64_t channels = layout.channels, pixels = layout.pixels, groups = layout.groups;
+  const bool channels_last = layout.channels_last;
   const int64_t size = channels / groups;
   const int64_t first = layout.channel(first_group);
   const int64_t width = layout.channel(last_group) - first;
@@ -295,7 +297,8 @@ void backward_block(
     const int64_t group = image * groups + (first + i) / size;
     constants.set(i, mean[group], rstd[group], vectors, first + i, image * channels + first + i);
   }
-  const auto& [center, reciprocal, lost, gain, offset] = constants;
+  const std::vector<float>&center = constants.center, &reciprocal = constants.rstd, &lost = constants.lost;
+  const std::vector<float>&gain = constants.gain, &offset = constants.offset;
   std::vector<double> sums(3 * width);
   const auto sum = [&](auto columns, auto activate) {
     if constexpr (columns) {
@@ -327,7 +330,7 @@ void backward_block(
   });
   for (int64_t kind = 0; kind < 3; ++kind) {
     for (int64_t i = 0; i < width; ++i) {
-      sums_out[(kind * batch + image) * channels + first + i] = static_cast<float>(sums[kind * width + i]);
+      sums_out[(kind * layout.batch + image) * channels + first + i] = static_cast<float>(sums[kind * width + i]);
     }
   }
   if (dx == nullptr) {

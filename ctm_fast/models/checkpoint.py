@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from ctm_fast import __version__
 from ctm_fast.errors import CheckpointError
 from ctm_fast.files import atomic_write
-from ctm_fast.models.config import NetworkConfig
+from ctm_fast.models.config import NetworkConfig, check_fits
 from ctm_fast.models.ctm import CTM
 from ctm_fast.models.edm import EDMDenoiser
-from ctm_fast.models.safetensors_file import write_safetensors
-from ctm_fast.models.unet import Undrawn, build_network
+from ctm_fast.models.safetensors_file import DTYPES, write_safetensors
+from ctm_fast.models.unet import Weightless, build_network, empty_as
 
 FORMAT = "ctm_fast.model.1"
 _KINDS: dict[str, type[CTM] | type[EDMDenoiser]] = {"ctm": CTM, "edm": EDMDenoiser}
@@ -54,52 +54,58 @@ def load_model(
 
     Raises CheckpointError naming the file, for anything that is not such a file or does not fit its own description.
     """
-    header, tensors = _read(Path(path))
+    path = Path(path)
+    header, kinds, identity = _read(path)
     try:
         network = NetworkConfig(**_tuples(json.loads(header["network"])))
         kind = _KINDS[header["kind"]]
-        s_branch = kind is CTM
-        with torch.device("meta"):  # shapes alone: what describes a huge network must not take its memory
-            described = build_network(network, s_branch=s_branch)
+        check_fits(network, len(kinds), path.stat().st_size)
+        with Weightless():  # what describes a huge network must not take its memory
+            net = build_network(network, s_branch=kind is CTM)
         sigma_data = float(json.loads(header["sigma_data"]))
         metadata = dict(json.loads(header["metadata"]))
     except Exception as error:  # a foreign description may fail at any depth
         raise CheckpointError(f"{path}: the description of the model does not fit: {_reason(error)}") from error
     if not (math.isfinite(sigma_data) and sigma_data > 0):
         raise CheckpointError(f"{path}: sigma_data: expected a positive number, got {sigma_data}")
-    _check_weights(path, tensors, described.state_dict())
-    with Undrawn():
-        net = build_network(network, s_branch=s_branch)
-    net.load_state_dict(tensors)
+    expected = net.state_dict()
+    _check_weights(path, kinds, expected)
+    net.load_state_dict(_weights(path, expected, identity), assign=True)
     model = kind(net, sigma_data, dtype=dtype)
     return model.eval().requires_grad_(False).to(device), {**metadata, "network": network}
 
 
-def _check_weights(path: str | Path, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+def _check_weights(path: Path, kinds: Mapping[str, str], expected: Mapping[str, torch.Tensor]) -> None:
     """CheckpointError naming the first tensor whose name, shape or dtype is not as expected."""
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors:
+    for name in sorted(expected.keys() | kinds.keys()):
+        if name not in kinds:
             raise CheckpointError(f"{path}: holds another architecture: tensor {name} is missing")
         if name not in expected:
             raise CheckpointError(f"{path}: holds another architecture: tensor {name} is not in the network")
-        wanted, got = _kind_of(expected[name]), _kind_of(tensors[name])
+        wanted, got = _kind(expected[name].dtype, list(expected[name].shape)), kinds[name]
         if wanted != got:
             raise CheckpointError(f"{path}: holds another architecture: tensor {name}: expected {wanted}, got {got}")
 
 
-def _kind_of(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+def _kind(dtype: torch.dtype | str, shape: list[int]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {shape}"
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def _read(path: Path) -> tuple[dict[str, str], dict[str, str], tuple[int, ...]]:
+    """The metadata, dtype and shape of each tensor, and which file it was."""
     try:
         if not path.is_file():
             raise CheckpointError(
                 f"{path}: expected a .safetensors file, got {'a directory' if path.is_dir() else 'no such file'}"
             )
+        identity = _identity(path)
+        kinds = {}
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
+            for name in file.keys():  # noqa: SIM118 (it is not a mapping)
+                described = file.get_slice(name)
+                dtype = described.get_dtype()
+                kinds[name] = _kind(DTYPES.get(dtype, dtype), list(described.get_shape()))
     except (SafetensorError, OSError) as error:
         if _is_pickle(path):
             message = f"{path}: expected a .safetensors file of ctm_fast, got a pickle, which is never loaded"
@@ -107,7 +113,28 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         raise CheckpointError(f"{path}: not a complete .safetensors file: {_reason(error)}") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: expected format {FORMAT}, got {header.get('format')!r}")
-    return header, tensors
+    return header, kinds, identity
+
+
+def _weights(path: Path, expected: Mapping[str, torch.Tensor], identity: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """The tensors with the strides of those ``expected``, in memory of their own."""
+    weights = {}
+    try:
+        for name, wanted in expected.items():
+            # Opened for each: a file that is mapped whole takes the memory of all tensors a second time.
+            with safe_open(path, framework="pt") as file:
+                weights[name] = empty_as(wanted).copy_(file.get_tensor(name))
+        changed = _identity(path) != identity
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: the file changed while it was being read: {_reason(error)}") from error
+    if changed:
+        raise CheckpointError(f"{path}: the file changed while it was being read")
+    return weights
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 def _is_pickle(path: Path) -> bool:

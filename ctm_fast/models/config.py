@@ -62,3 +62,30 @@ def network_preset(name: str) -> NetworkConfig:
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(NETWORKS)}"
         raise ValueError(f"network: unknown {name!r}; {hint}")
     return NETWORKS[name]
+
+
+def check_sizes(network: NetworkConfig) -> None:
+    """ValueError naming the first size that no network has."""
+    if not network.channel_mult:
+        raise ValueError("channel_mult: expected a level at least, got none")
+    lowest = {"img_resolution": 1, "img_channels": 1, "model_channels": 1, "num_blocks": 1}
+    for name, least in {**lowest, "label_dim": 0, "head_channels": 0, "augment_dim": 0}.items():
+        value = getattr(network, name)
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: expected an integer from {least} on, got {value!r}")
+    for name in ("dropout", "label_dropout"):
+        if not 0 <= getattr(network, name) < 1:
+            raise ValueError(f"{name}: expected 0 <= {name} < 1, got {getattr(network, name)}")
+
+
+def check_fits(network: NetworkConfig, tensors: int, elements: int) -> None:
+    """ValueError if a file of so many tensors and elements cannot hold ``network``: then it must not be built.
+
+    Building takes time and memory by the number of blocks and the width of the noise level's features.
+    """
+    blocks = len(network.channel_mult) * (max(network.num_blocks, 0) + 1)
+    if blocks > tensors or network.model_channels > elements:
+        raise ValueError(
+            f"expected a network of the file's size, got {blocks} blocks and {network.model_channels} channels for "
+            f"{tensors} tensors of {elements} elements"
+        )

@@ -18,7 +18,7 @@ from ctm_fast.models.ctm import CTM
 from ctm_fast.models.describe import PREFIX, describe
 from ctm_fast.models.edm import EDMDenoiser
 from ctm_fast.models.published_names import SCHEMES, published_filters, published_names
-from ctm_fast.models.unet import Undrawn, UNet, build_network
+from ctm_fast.models.unet import UNet, Weightless, build_network, empty_as
 
 S_INITS = ("zero", "published")
 """How the s-branch of a new student may start."""
@@ -26,19 +26,24 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def from_published(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any] | NetworkConfig | None = None
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any] | NetworkConfig | None = None,
+    *,
+    shapes: Mapping[str, Tensor] | None = None,
 ) -> CTM | EDMDenoiser:
     """The model of a published state dict: a CTM if it has an s-branch, else an EDM denoiser; float32.
 
     Args:
         tensors: name -> tensor in float32, float16 or bfloat16; asked for one at a time, so that they may lie on disk.
         config: what :func:`ctm_fast.models.describe` takes, for what names and shapes do not tell.
+        shapes: the same as ``tensors``, on the meta device: so tensors on disk are read once, and not for shapes too.
 
     Raises CheckpointError naming what is missing, left over, of another shape or dtype, or not as ``config`` says.
     """
-    described = describe(tensors, config)
+    described = describe(tensors if shapes is None else shapes, config)
+    device = next(iter(tensors.values())).device
     try:
-        with torch.device("meta"):  # shapes alone: what is refused must not take a network's memory
+        with device, Weightless():  # what is refused must not take a network's memory
             net = build_network(described.network, s_branch=described.s_branch)
     except Exception as error:  # a foreign description may fail at any depth
         reason = " ".join(str(error).split())
@@ -48,36 +53,43 @@ def from_published(
     if len(given) < len(tensors):
         raise CheckpointError(f"tensors: expected each one once, got some both with {PREFIX} and without")
     names, filters = published_names(net), published_filters(net)
-    shapes = {names[ours]: _layout(net, ours, t, published=True).shape for ours, t in net.state_dict().items()}
-    shapes |= {name: value.shape for name, value in filters.items()}
-    missing, extra = sorted(shapes.keys() - given.keys()), sorted(given.keys() - shapes.keys())
+    wanted = {names[ours]: _layout(net, ours, t, published=True).shape for ours, t in net.state_dict().items()}
+    wanted |= {name: value.shape for name, value in filters.items()}
+    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing or extra:
         raise CheckpointError(f"tensors: {len(missing)} missing {missing[:3]}, {len(extra)} left over {extra[:3]}")
-    for name, shape in shapes.items():
+
+    def read(name: str) -> Tensor:
         tensor = tensors[given[name]]
         if tensor.dtype not in _DTYPES:
             raise CheckpointError(f"{name}: expected float32, float16 or bfloat16, got {tensor.dtype}")
-        if tensor.shape != shape:
-            raise CheckpointError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
-        if name in filters and not tensor.is_meta and not torch.equal(tensor.float().cpu(), filters[name]):
-            raise CheckpointError(f"{name}: expected the filter of architecture {net.config.arch}, got another")
+        if tensor.shape != wanted[name]:
+            raise CheckpointError(f"{name}: expected shape {list(wanted[name])}, got {list(tensor.shape)}")
+        return tensor
 
-    with next(iter(tensors.values())).device, Undrawn():
-        net = build_network(described.network, s_branch=described.s_branch)
+    for name, value in filters.items():
+        tensor = read(name)
+        if not tensor.is_meta and not torch.equal(tensor.float().cpu(), value):
+            raise CheckpointError(f"{name}: expected the filter of architecture {net.config.arch}, got another")
+    weights = {}
     with torch.no_grad():
-        for ours, parameter in net.state_dict().items():
-            parameter.copy_(_layout(net, ours, tensors[given[names[ours]]], published=False))
+        for ours, place in net.state_dict().items():  # one at a time, so that no second copy of all is held
+            weight = _layout(net, ours, read(names[ours]), published=False)
+            weights[ours] = empty_as(place, device).copy_(weight)
+    net.load_state_dict(weights, assign=True)
     return (CTM if described.s_branch else EDMDenoiser)(net, described.sigma_data)
 
 
 def to_published(model: CTM | EDMDenoiser) -> dict[str, Tensor]:
     """The state dict of the published code: its names, order of channels and buffers."""
+    return {name: tensor.contiguous() for name, tensor in published_views(model).items()}
+
+
+def published_views(model: CTM | EDMDenoiser) -> dict[str, Tensor]:
+    """The same, of any strides and mostly views of the model's weights: what is only written needs no copy."""
     net = model.net
     names = published_names(net)
-    tensors = {
-        names[ours]: _layout(net, ours, tensor, published=True).contiguous()
-        for ours, tensor in net.state_dict().items()
-    }
+    tensors = {names[ours]: _layout(net, ours, tensor, published=True) for ours, tensor in net.state_dict().items()}
     device = net.out_conv.weight.device
     return tensors | {name: value.to(device) for name, value in published_filters(net).items()}
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ctm_fast.errors import CheckpointError
-from ctm_fast.models.config import NETWORKS, NetworkConfig
+from ctm_fast.models.config import NETWORKS, NetworkConfig, check_fits, check_sizes
 from ctm_fast.models.unet import ARCHITECTURES
 
 PREFIX = "model."
@@ -42,13 +42,16 @@ class Description:
 
     def __str__(self) -> str:
         network = self.network
+        size = network.img_resolution
         kind = "CTM student" if self.s_branch else "denoiser"
         labels = f"{network.label_dim} classes" if network.label_dim else "unconditional"
         text = (
-            f"{network.arch} {kind}, {labels}, {network.img_channels} x {network.img_resolution}^2, "
+            f"{network.arch} {kind}, {size}x{size}x{network.img_channels}, {labels}, "
             f"{network.model_channels} channels x {network.channel_mult}, {network.num_blocks} blocks a level, "
             f"attention at {network.attn_resolutions}, sigma_data {self.sigma_data}"
         )
+        if network.arch == "adm" and not self.s_branch:
+            text += "; taken for EDM's: a consistency model has the same tensors, and other scalings near sigma_min"
         if not self.assumed:
             return text
         values = asdict(network) | {"sigma_data": self.sigma_data}
@@ -111,19 +114,17 @@ def _combine(arch: str, names: Shapes, told: Mapping[str, Any], read: Mapping[st
             wanted = tuple(size for size in sizes if size in wanted)
         if wanted != value:
             raise CheckpointError(f"{key}: expected {wanted!r} as configured, got tensors of {value!r}")
-    if len(read["channel_mult"]) * read["num_blocks"] > len(names):
-        raise CheckpointError(f"tensors: expected all blocks of all levels, got {len(names)} tensors")
     sigma_data = float(values.pop("sigma_data"))
     if not (math.isfinite(sigma_data) and sigma_data > 0):
         raise CheckpointError(f"sigma_data: expected a positive number, got {sigma_data}")
-    for key in ("dropout", "label_dropout"):
-        if not 0 <= values[key] < 1:
-            raise CheckpointError(f"{key}: expected 0 <= {key} < 1, got {values[key]}")
-    for key, lowest in (("head_channels", 0), ("img_resolution", 1)):
-        if not isinstance(values[key], int) or values[key] < lowest:
-            raise CheckpointError(f"{key}: expected an integer from {lowest} on, got {values[key]!r}")
+    network = NetworkConfig(**values)
+    try:
+        check_sizes(network)
+        check_fits(network, len(names), sum(math.prod(shape) for shape in names.values()))
+    except ValueError as error:
+        raise CheckpointError(f"tensors: {error}") from error
     return Description(
-        network=NetworkConfig(**values),
+        network=network,
         s_branch=any(name.startswith(("map_layer0_s.", "time_embed_s.")) for name in names),
         sigma_data=sigma_data,
         assumed=tuple(name for name in (*values, "sigma_data") if name not in read and name not in told),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ctm_fast.models.config import NetworkConfig
+from ctm_fast.models.config import NetworkConfig, check_sizes
 from ctm_fast.nn import (
     BILINEAR,
     ADMEmbedding,
@@ -93,6 +93,7 @@ class UNet(nn.Module):
         super().__init__()
         if config.arch not in ARCHITECTURES:
             raise ValueError(f"arch: expected one of {', '.join(ARCHITECTURES)}, got {config.arch!r}")
+        check_sizes(config)
         levels = len(config.channel_mult)
         if config.img_resolution % 2 ** (levels - 1):
             raise ValueError(
@@ -248,13 +249,24 @@ def build_network(config: NetworkConfig | None = None, *, s_branch: bool, **size
     return UNet(replace(config or NetworkConfig(), **sizes), s_branch=s_branch)
 
 
-class Undrawn(TorchFunctionMode):
-    """A context in which networks are built without drawing their weights, which are to be loaded anyway."""
+class Weightless(TorchFunctionMode):
+    """A context in which networks are built with weights on the meta device: without memory, and nothing is drawn.
+
+    What follows from the sizes alone, such as tables of frequencies, is made as ever. ``load_state_dict(...,
+    assign=True)`` gives such a network its weights.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in ("uniform_", "normal_", "kaiming_uniform_", "mul_"):  # mul_: the scales
+        if func is torch.empty:  # what layers make their weights of
+            kwargs = {**kwargs, "device": "meta"}
+        elif getattr(func, "__name__", "") in ("uniform_", "normal_", "kaiming_uniform_"):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+def empty_as(weight: Tensor, device: str | torch.device = "cpu") -> Tensor:
+    """Memory for a ``weight`` of :class:`Weightless`, in its dtype and strides. (``empty_like`` would import sympy.)"""
+    return torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device=device)

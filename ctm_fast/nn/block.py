@@ -82,4 +82,5 @@ class UNetBlock(nn.Module):
 
     def _residual(self, x: Tensor, y: Tensor) -> Tensor:
         total = x + y
-        return total if self.style.residual_scale == 1 else total * self.style.residual_scale
+        # In place: the second pass over the image finds it in the cache, and needs no memory of its own.
+        return total if self.style.residual_scale == 1 else total.mul_(self.style.residual_scale)

@@ -48,10 +48,13 @@ _FUSED: tuple[Backend, ...] = ("cpp", "triton")
 _SDPA: dict[str, tuple[Backend, ...]] = {"attention": ("sdpa",)}
 SERVES: dict[tuple[str, bool], dict[str, tuple[Backend, ...]]] = {
     ("cpu", False): dict.fromkeys(
-        ("precond_combine", "noise_embed", "philox_words", "philox_normal", "gamma_step"), _FUSED
+        ("precond_combine", "noise_embed", "philox_words", "philox_normal", "gamma_step", "group_norm_silu"), _FUSED
     )
     | _SDPA,
-    ("cpu", True): dict.fromkeys(("precond_input", "philox_words", "philox_normal", "gamma_step"), _FUSED) | _SDPA,
+    ("cpu", True): dict.fromkeys(
+        ("precond_input", "philox_words", "philox_normal", "gamma_step", "group_norm_silu"), _FUSED
+    )
+    | _SDPA,
     ("cuda", False): dict.fromkeys(
         (
             *("precond_input", "precond_combine", "noise_embed"),

@@ -9,6 +9,7 @@ import pickle
 import struct
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -147,12 +148,10 @@ def written(save: Callable[..., None], *arguments: Any, **options: Any) -> bytes
         torch.manual_seed(0)
         names = ("map_layer0.weight", "enc.8x8_conv.weight", "enc.8x8_conv.bias", "dec.8x8_block0.conv0.weight")
         tensors = {f"model.{entry}": torch.randn(6, 4) for entry in names}
-    path = Path(f"/tmp/ctm_fast_malicious_{id(tensors)}")
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "archive"
         save(tensors, path, *arguments, **options)
         return path.read_bytes()
-    finally:
-        path.unlink(missing_ok=True)
 
 
 META = {
@@ -300,6 +299,27 @@ def _many_loads() -> bytes:
     return pickled(b"](" + load + argument + b"\x85R" + again + b"e")
 
 
+def _encoded_again() -> bytes:
+    """A text of a MiB as bytes 3,000 times: each time a MiB more."""
+    encode, arguments = name("_codecs", "encode") + b"q\x00", text("x" * 2**20) + text("latin1") + b"\x86q\x01"
+    return pickled(b"](" + encode + arguments + b"h\x00h\x01R" * 3_000 + b"e", protocol=2)
+
+
+def _set_again() -> bytes:
+    """A list of 50,000 numbers as a set 3,000 times: each time 2 MiB more."""
+    items = b"](" + b"".join(b"M" + struct.pack("<H", i) for i in range(50_000)) + b"e\x85q\x01"
+    return pickled(b"](" + name("builtins", "set") + b"q\x00" + items + b"h\x00h\x01R" * 3_000 + b"e", protocol=2)
+
+
+def _array(*shape: int) -> bytes:
+    """A numpy array of that shape and four bytes."""
+    kind = call(name("numpy", "dtype"), text("f4"), b"K\x00", b"K\x01")
+    sizes = many(*map(number, shape))
+    return pickled(
+        dictionary(ema=call(name("numpy.core.numeric", "_frombuffer"), b"C\x04abcd", kind, sizes, text("C")))
+    )
+
+
 def _many_names() -> bytes:
     whole = {f"model.map_layer0.{i}": tensor(storage_id(numel=25_000), size=25_000) for i in range(40)}
     return archive(pickled(dictionary(**whole), protocol=2), {"0": bytes(100_000)})
@@ -372,6 +392,9 @@ CASES: dict[str, Case] = {
     "two states of one module": Case(
         lambda: pickled(name("torch.nn.modules.container", "ModuleDict") + b")\x81}b}b"), "the state of a container"
     ),
+    "a class whose name clears the screen": Case(
+        lambda: edm(b"}K\x01Ns", class_name="a\n\x1b[2Jb"), r"the state of a 'a\\n\\x1b\[2Jb' is no dictionary"
+    ),
     "a record that is no class": Case(lambda: edm(b"}", kind="function"), "arguments that do not fit"),
     "a call of a tensor": Case(lambda: weights(tensor() + b")R"), "calls what cannot be called"),
     "a call of a type": Case(lambda: weights(call(name("torch", "FloatStorage"))), "calls what cannot be called"),
@@ -413,6 +436,8 @@ CASES: dict[str, Case] = {
         lambda: pickled(b"](" + b"\x8f" * 1_000_000 + b"e"), "larger than that of any file of weights"
     ),
     "the same storage 100,000 times": Case(_many_loads, "larger than that of any file of weights"),
+    "one text encoded 3,000 times": Case(_encoded_again, "larger than that of any file of weights"),
+    "one list made a set 3,000 times": Case(_set_again, "larger than that of any file of weights"),
     "text of 70 MB": Case(lambda: pickled(text("x" * 70_000_000)), "larger than that of any file of weights"),
     "tensor of 10^9 elements": Case(
         lambda: weights(tensor(size=10**9)), r"\[1000000000\] is larger than its storage of 4"
@@ -474,6 +499,14 @@ CASES: dict[str, Case] = {
         lambda: changed(pickle.dumps({"ema": np.zeros(300, np.float32)}, 4), b"M,\x01\x85", b"M\xff\xff\x85"),
         "a storage of 65535 elements of 4 bytes lies in 1200 bytes",
     ),
+    "numpy array of a size with 7,600 digits": Case(lambda: _array(*[2**126] * 200), "shape is no tuple of sizes"),
+    "numpy array of a size with 1,200 digits": Case(
+        lambda: _array(*[2**62] * 64), r"a storage of '\d{100}' elements of 4 bytes lies in 4"
+    ),
+    "numpy array of strides with 1,200 digits": Case(
+        lambda: _array(*[2**62] * 63, 0),
+        r"a tensor of shape '\[4611686018427387904, .*, whose strides no integer|lies in 4",
+    ),
     "big-endian numpy array": Case(lambda: pickle.dumps({"ema": np.zeros(3, ">f4")}, 4), "big-endian or structured"),
     # Archives.
     "zip bomb as a storage": Case(
@@ -519,6 +552,10 @@ CASES: dict[str, Case] = {
     "modules that double thirty times": Case(_doubling_modules, "is in two places, or in itself"),
     "arguments that double forty times": Case(_doubling_arguments, "more arguments than any has"),
     "a key 100,000 tuples deep": Case(_deep_key, "uses a tuple as a key"),
+    "keys of one hash": Case(
+        lambda: pickled(b"}(" + b"".join(number((2**61 - 1) * i) + b"N" for i in range(1, 150_000)) + b"u"),
+        "uses the integer 2305843009213693951 as a key",
+    ),
     "a list as a key": Case(lambda: pickled(b"}]Ns"), "uses a list as a key"),
     "a value taken from nothing": Case(lambda: pickled(b"R"), "takes from an empty stack"),
     "a tuple without a mark": Case(lambda: pickled(b"t"), "has no mark"),

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ctm_fast.errors import CheckpointError
-from ctm_fast.models import CTM, EDMDenoiser, NetworkConfig, build_network, load_model, save_model
+from ctm_fast.models import CTM, EDMDenoiser, NetworkConfig, build_network, checkpoint, load_model, save_model
 from ctm_fast.models.checkpoint import FORMAT
 from tests.models.small import SMALL
 
@@ -134,11 +134,17 @@ BAD: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "size is a word": (_network(model_channels="many"), "description"),
     "unknown architecture": (_network(arch="transformer"), "expected one of ddpmpp, .*got 'transformer'"),
     "sizes do not fit together": (_network(channel_mult=[1, 1, 1, 1, 1]), "description"),
-    "no levels": (_network(channel_mult=[]), "another architecture: tensor .* is not in the network"),
+    "no levels": (_network(channel_mult=[]), "channel_mult: expected a level at least, got none"),
+    "no resolution": (_network(img_resolution=0), "img_resolution: expected an integer from 1 on, got 0"),
+    "heads are negative": (_network(head_channels=-4), "head_channels: expected an integer from 0 on, got -4"),
+    "dropout is everything": (_network(dropout=1.0), r"dropout: expected 0 <= dropout < 1, got 1\.0"),
     "wider": (_network(model_channels=12), r"another architecture: tensor .* expected float32 \[.*got float32 \["),
     "deeper": (_network(num_blocks=2), "another architecture: tensor .*block1"),
     "shallower": (_network(channel_mult=[1]), "another architecture: tensor .* is not in the network"),
-    "enormous": (_network(model_channels=400_000), "another architecture"),  # 100 TB if it were built
+    "enormous": (_network(label_dim=10**12), "another architecture"),  # terabytes if it were built
+    "wider than the file is long": (_network(model_channels=10**12), "got 4 blocks and 1000000000000 channels for"),
+    "blocks without an end": (_network(num_blocks=10**9), "got 2000000002 blocks and 8 channels for"),
+    "levels without an end": (_network(channel_mult=[1] * 10**5), "got 200000 blocks"),
     "teacher that says it is a student": (_header(lambda metadata: metadata.update(kind="ctm")), "_s.* is missing"),
 }
 
@@ -153,6 +159,25 @@ def test_refused(case: str, tmp_path: Path) -> None:
         load_model(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_refused_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors are read one after another: those of two snapshots must not meet in one model."""
+    path, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    check = checkpoint._check_weights
+
+    def replaced(*arguments: Any) -> None:
+        check(*arguments)
+        other.replace(path)
+
+    monkeypatch.setattr(checkpoint, "_check_weights", replaced)
+    for content in (None, b"x"):
+        save_model(path, _model(EDMDenoiser), NETWORK)
+        save_model(other, _model(EDMDenoiser, seed=1), NETWORK)
+        if content:
+            other.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"a\.safetensors: the file changed while it was being read"):
+            load_model(path)
 
 
 def test_refused_student_as_teacher(tmp_path: Path) -> None:

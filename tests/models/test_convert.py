@@ -156,6 +156,9 @@ def test_refused_before_it_takes_memory() -> None:
         tensors[f"model.enc.{size}x{size}_block0.conv0.weight"] = torch.zeros(width, 1, 1, 1)
     with pytest.raises(CheckpointError, match=r"expected shape .* got"):
         from_published(tensors)
+    tensors["model.map_layer0.weight"] = torch.zeros(0, 10**13)  # as wide as can be said without an element
+    with pytest.raises(CheckpointError, match=r"got 4 blocks and 10000000000000 channels"):
+        from_published(tensors)
 
 
 def test_without_a_configuration_what_is_assumed_is_said() -> None:

@@ -19,7 +19,8 @@ FILES = [(name, "w") for name in (*STUDENTS, *TEACHERS, "cifar/samplers.npz", "i
     (f"{folder}/train_step.npz", prefix) for folder in ("cifar", "imagenet") for prefix in ("student", "ema", "teacher")
 ]
 """Every published state dict that there is."""
-LOW = [torch.bfloat16, torch.float16]
+LOW = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
+"""What the network computes in -> how closely it agrees then."""
 
 
 @torch.no_grad()
@@ -59,7 +60,7 @@ def test_student_in_low_precision(name: str, dtype: torch.dtype) -> None:
     golden = Golden(name)
     model = golden.student("w")
     model.dtype = dtype
-    check_student(golden, model, 2e-2)
+    check_student(golden, model, LOW[dtype])
 
 
 def check_teacher(golden: Golden, model: EDMDenoiser, tolerance: float) -> None:
@@ -83,7 +84,7 @@ def test_teacher_in_low_precision(name: str, dtype: torch.dtype) -> None:
     golden = Golden(name)
     model = golden.teacher("w")
     model.dtype = dtype
-    check_teacher(golden, model, 2e-2)
+    check_teacher(golden, model, LOW[dtype])
 
 
 @pytest.mark.parametrize("name", [name for name in TEACHERS if "_cond" in name])

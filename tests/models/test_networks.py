@@ -21,6 +21,7 @@ from ctm_fast.models import (
 from ctm_fast.nn import UNetBlock
 from ctm_fast.ops import use_reference
 from ctm_fast.ops._library import BACKENDS, Backend, unavailable, use_backend
+from tests.golden import assert_agree
 from tests.models.small import SMALL, random_network
 
 ARCHS = list(SMALL)
@@ -49,6 +50,13 @@ def test_build_network_takes_a_description_or_its_fields() -> None:
         build_network(arch="dit", s_branch=False)
     with pytest.raises(ValueError, match="img_resolution: expected a multiple of 2 for 2 levels, got 7"):
         build_network(config, img_resolution=7, s_branch=False)
+    for wrong, message in {
+        "num_blocks": "num_blocks: expected an integer from 1 on, got -1",
+        "head_channels": "head_channels: expected an integer from 0 on, got -1",
+        "label_dropout": "label_dropout: expected 0 <= label_dropout < 1, got -1",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            build_network(config, **{wrong: -1}, s_branch=False)
     with pytest.raises(ValueError, match="head_channels: expected a divisor of 64 channels, got 24"):
         build_network(config, head_channels=24, s_branch=False)
     with pytest.raises(ValueError, match=r"unknown .cifar10-ddpm.; did you mean cifar10-ddpmpp"):
@@ -277,8 +285,10 @@ def test_fused_is_reference_in_forward_and_every_gradient(arch: str, backend: Ba
         expected, gradients = run()
     with contextlib.nullcontext() if backend is None else use_backend(backend):
         actual, ours = run()
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    # ADM's table multiplies ln t by 250: half an ulp of it, by which two logarithms may differ, is seen.
+    tolerance = 1e-4 if arch == "adm" else 1e-5
+    assert_agree(actual, expected, tolerance)
     largest = max(gradient.abs().max() for gradient in gradients)
     for name, ours_, gradient in zip(["x", *dict(model.named_parameters())], ours, gradients, strict=True):
         error = (ours_ - gradient).abs().max()
-        assert error <= 2e-5 * gradient.abs().max() + 1e-6 * largest, name
+        assert error <= 2 * tolerance * gradient.abs().max() + 0.1 * tolerance * largest, name

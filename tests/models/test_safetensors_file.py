@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load
 
 from ctm_fast.models.safetensors_file import DTYPES, write_safetensors
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.memory import peak
 
 
 def _written(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
@@ -59,18 +55,13 @@ def test_a_dtype_that_the_format_has_not() -> None:
 
 def test_memory(tmp_path: Path) -> None:
     """Half a GiB of channels_last weights is written in little more than one tensor's memory."""
-    code = """
-import resource, torch
-from pathlib import Path
+    before = """
+import torch
 from ctm_fast.files import atomic_write
 from ctm_fast.models.safetensors_file import write_safetensors
 tensors = {str(i): torch.ones(2**10, 2**5, 16, 16).to(memory_format=torch.channels_last) for i in range(16)}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-atomic_write("a.safetensors", lambda file: write_safetensors(file, tensors, {}))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    code = """atomic_write("a.safetensors", lambda file: write_safetensors(file, tensors, {}))"""
+    taken = peak(code, cwd=tmp_path, before=before)
     assert (tmp_path / "a.safetensors").stat().st_size > 2**29
-    assert int(done.stdout) < 80_000, "KiB"
+    assert taken < 80_000, "KiB"

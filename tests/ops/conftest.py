@@ -21,7 +21,7 @@ def _params(*backends: Backend) -> list[object]:
     if CUDA_ON_CPU and "cpp" in backends:
         why = build.missing() or unavailable("cpp", "cpu")
         marks = [pytest.mark.skip(reason=f"no CUDA kernels on the CPU: {why}")] if why else []
-        return [pytest.param(Serving("cpp", torch.device("cpu")), id="cuda-on-cpu", marks=marks)]
+        return [pytest.param(Serving("cpp", torch.device("cpu"), cuda_on_cpu=True), id="cuda-on-cpu", marks=marks)]
     if CUDA_ON_CPU:
         return [pytest.param(None, marks=pytest.mark.skip(reason="there is no CUDA kernel by design"), id="none")]
     found: list[object] = [

@@ -43,6 +43,8 @@ class Serving:
 
     backend: Backend
     device: torch.device
+    cuda_on_cpu: bool = False
+    """The CUDA kernels in the place of the CPU's (tests/cuda_on_cpu)."""
 
     def tolerance(self, dtype: torch.dtype) -> float:
         if dtype == torch.bfloat16 and self.backend == "triton" and INTERPRETED:

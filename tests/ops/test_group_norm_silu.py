@@ -246,6 +246,58 @@ class TestGroupNormSilu(Gradients, Images):
             "^residual: expected dtype float32, got bfloat16$",
         )
 
+    def test_silu(self, fused: Serving) -> None:
+        """SiLU alone, of every 2^12th float32: a weight of zero makes the bias what is activated."""
+        z = torch.arange(0, 2**32, 2**12, dtype=torch.int64).to(torch.int32).view(torch.float32)
+        z = z[z.isfinite()]
+        x = torch.zeros(1, len(z), 1, 1)
+        given = [v.to(fused.device) for v in (x, torch.zeros_like(z), z)]
+        out = group_norm_silu(*given, groups=1).flatten().cpu().double()
+        exact = z.double() / (1 + torch.exp(-z.double()))
+        # Where e^-z overflows float32, below -88, the true value is within 6e-37 of the zero that is returned; and
+        # subnormal numbers, which a GPU may flush, are within 1.2e-38 of it.
+        bound = 4 * 2**-24 * exact.abs() + 6e-37
+        assert ((out - exact).abs() <= bound).all(), (
+            f"largest {((out - exact).abs() / bound).max():.3g} times the bound"
+        )
+        for end, expected in ((float("inf"), float("inf")), (-float("inf"), None), (float("nan"), None)):
+            value = group_norm_silu(*given[:2], torch.full_like(given[2], end), groups=1)
+            assert value.isnan().all() if expected is None else (value == expected).all()
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("batch", [1, 9])
+    def test_threads(self, fused: Serving, batch: int, layout: str, generator: torch.Generator) -> None:
+        """Values and gradients do not depend on the number of threads: to the bit."""
+        if fused.device.type != "cpu":
+            pytest.skip("the threads of a CPU")
+        inputs = self.image((batch, 192, 17, 15), 32, torch.float32, generator)
+        if layout == "channels_last":
+            inputs = channels_last(inputs)
+        cotangent = torch.randn(inputs["x"].shape, generator=generator)
+        found = []
+        threads = torch.get_num_threads()
+        try:
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                out = self.op(**inputs)
+                found.append((out, *torch.autograd.grad(out, self.sensitive(inputs), cotangent)))
+        finally:
+            torch.set_num_threads(threads)
+        for other in found[1:]:
+            assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    def test_very_far_from_zero(self, fused: Serving, layout: str, generator: torch.Generator) -> None:
+        """A mean of 10,000 standard deviations, on the CPU: its statistics are float64 between tiles of 16."""
+        if fused.backend != "cpp" or fused.device.type != "cpu" or fused.cuda_on_cpu:
+            pytest.skip("the float64 of the CPU's kernel")
+        inputs = self.image((2, 64, 32, 32), 16, torch.float32, generator)
+        inputs |= dict.fromkeys(("x_shift", "scale", "shift", "residual"))
+        inputs["x"] = inputs["x"].detach() + 1e4
+        if layout == "channels_last":
+            inputs = channels_last(inputs)
+        assert_close(self.op(**inputs), self.exact(**upcast(inputs)), 2e-6)
+
 
 class TestTiles:
     """Triton's two ways: all pixels of a few groups in registers, which small images take, or tiles of pixels."""

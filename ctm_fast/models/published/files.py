@@ -23,10 +23,11 @@ from ctm_fast.models.published.tensors import Storage, StoredTensor, StoredTenso
 from ctm_fast.models.published.torch_files import LEGACY_START, read_legacy, read_raw, read_tar, read_zip
 from ctm_fast.models.safetensors_file import DTYPES
 
+OPENAI = "openai/consistency_models"
 EDM_LICENCE = "CC BY-NC-SA 4.0 (NVlabs/edm): not for commercial use"
 _PUBLISHERS = (
     ("time_embed_s.", "sony/ctm", "not for commercial use; see the licence of sony/ctm"),
-    ("time_embed.", "openai/consistency_models", "MIT (openai/consistency_models)"),
+    ("time_embed.", OPENAI, f"MIT ({OPENAI})"),
     ("map_layer0_s.", "Kim-Dongjun/ctm-cifar10", "not for commercial use; see the licence of Kim-Dongjun/ctm-cifar10"),
     ("map_layer0.", "NVlabs/edm", EDM_LICENCE),
 )

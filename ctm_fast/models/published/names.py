@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ctm_fast.errors import CheckpointError
-from ctm_fast.models.published.pickles import Admitted
+from ctm_fast.models.published.pickles import Admitted, shown
 from ctm_fast.models.published.spans import Source, Span
-from ctm_fast.models.published.tensors import STORAGE_TYPES, Storage, StoredTensor
+from ctm_fast.models.published.tensors import MAX_DIMENSIONS, STORAGE_TYPES, Storage, StoredTensor
 
 _NUMPY_TYPES = {
     "b1": torch.bool,
@@ -35,7 +35,7 @@ class ModuleRecord:
     def build(self, state: Any) -> None:
         """Take the attributes, once."""
         if self.attributes is not None or not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-            raise CheckpointError(f"the state of a {self.class_name} is no dictionary of attributes")
+            raise CheckpointError(f"the state of a {shown(self.class_name)} is no dictionary of attributes")
         self.attributes = state
 
 
@@ -69,7 +69,7 @@ class Array:
 
 
 def _array_view(shape: tuple[Any, ...], kind: NumpyType, fortran: bool, content: Span) -> StoredTensor:
-    if not all(type(size) is int and size >= 0 for size in shape):
+    if len(shape) > MAX_DIMENSIONS or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
         raise CheckpointError("a numpy array whose shape is no tuple of sizes")
     storage = Storage(kind.dtype, math.prod(shape))
     storage.place(content)

@@ -20,6 +20,7 @@ _PROTOCOLS = range(2, 6)
 _OPCODE_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 _MAX_LINE = 512
 _MAX_INT_BYTES = 16
+_MAX_KEY = 2**61 - 1
 
 
 @dataclass
@@ -117,7 +118,10 @@ class PickleReader:
         if size > self._span.size - self._at:
             self._span.part(self._at, size)
         self._at += size
-        return self._file.read(size)
+        content = self._file.read(size)
+        if len(content) != size:
+            raise CheckpointError("the file changed while it was being read")
+        return content
 
     def _pop(self) -> Any:
         if not self._stack:
@@ -233,6 +237,11 @@ class PickleReader:
             raise CheckpointError(f"its pickle calls what cannot be called, a {type(function).__name__}")
         if not isinstance(arguments, tuple):
             raise CheckpointError(f"its pickle calls {function.name} with what is no tuple")
+        for argument in arguments:  # what is made may be as large, at every call with the same argument
+            if isinstance(argument, list):
+                self._budget.spend(opcodes=len(argument))
+            elif isinstance(argument, str):
+                self._budget.spend(text=len(argument))
         self._push(function.make(arguments))
 
     def _build(self) -> None:
@@ -251,9 +260,14 @@ class PickleReader:
 
 
 def _key(value: Any) -> Any:
-    """Keys are plain: a tuple of tuples of tuples would be hashed by recursion, without an end."""
+    """Keys are plain: a tuple of tuples of tuples would be hashed by recursion, without an end.
+
+    Integers are hashed modulo 2^61 - 1: larger ones may all have one hash, and a dictionary of n take n^2 steps.
+    """
     if not isinstance(value, str | int | float | None):
         raise CheckpointError(f"its pickle uses a {type(value).__name__} as a key")
+    if isinstance(value, int) and abs(value) >= _MAX_KEY:
+        raise CheckpointError(f"its pickle uses the integer {value} as a key")
     return value
 
 

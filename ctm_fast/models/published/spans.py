@@ -56,7 +56,10 @@ class Span:
     def read(self) -> bytes:
         """The bytes."""
         with self.open() as file:
-            return file.read(self.size)
+            content = file.read(self.size)
+        if len(content) != self.size:
+            raise CheckpointError("the file changed while it was being read")
+        return content
 
     def read_into(self, buffer: memoryview) -> None:
         """Fill ``buffer``, which is as long as the span."""

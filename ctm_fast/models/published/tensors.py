@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast.errors import CheckpointError
+from ctm_fast.models.published.pickles import shown
 from ctm_fast.models.published.spans import Span
 
 STORAGE_TYPES = {
@@ -40,7 +41,7 @@ class Storage:
     def place(self, content: Span) -> None:
         """Say where the elements are. Raises CheckpointError if the size is another."""
         if content.size != self.numel * self.dtype.itemsize:
-            expected = f"{self.numel} elements of {self.dtype.itemsize} bytes"
+            expected = f"{shown(str(self.numel))} elements of {self.dtype.itemsize} bytes"
             raise CheckpointError(f"a storage of {expected} lies in {content.size} bytes")
         self.content = content
 
@@ -61,15 +62,16 @@ class StoredTensor:
             raise CheckpointError(f"a tensor of {len(self.size)} sizes and {len(self.stride)} strides")
         if not all(type(number) is int and 0 <= number < _INT64 for number in numbers):
             raise CheckpointError("a tensor's size, stride or offset is negative, too large or no integer")
+        shape, stride = shown(str(list(self.size))), shown(str(list(self.stride)))
         if math.prod(max(size, 1) for size in self.size) >= _INT64:
-            raise CheckpointError(f"a tensor of shape {list(self.size)}, whose strides no integer holds")
+            raise CheckpointError(f"a tensor of shape {shape}, whose strides no integer holds")
         if self.numel > self.storage.numel:
             raise CheckpointError(
-                f"a tensor of shape {list(self.size)} is larger than its storage of {self.storage.numel} elements"
+                f"a tensor of shape {shape} is larger than its storage of {self.storage.numel} elements"
             )
         if self.numel and self.last >= self.storage.numel:
             raise CheckpointError(
-                f"a tensor of shape {list(self.size)}, stride {list(self.stride)} and offset {self.offset} leaves its "
+                f"a tensor of shape {shape}, stride {stride} and offset {self.offset} leaves its "
                 f"storage of {self.storage.numel} elements"
             )
 

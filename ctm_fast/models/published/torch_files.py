@@ -86,9 +86,10 @@ def _entries(span: Span) -> dict[str, Span]:
         entries[name] = span.part(start, info.file_size)
         if start + info.file_size > end:
             raise CheckpointError(f"a zip archive whose entry {shown(name)} reaches into its directory")
-        if _crc(entries[name]) != info.CRC:
-            raise CheckpointError(f"damaged: the checksum of its entry {shown(name)} is another")
-    _check_apart(entries)
+    _check_apart(entries)  # before the checksums: over the same bytes, those of all entries would take for ever
+    for info in directory:
+        if _crc(entries[info.filename]) != info.CRC:
+            raise CheckpointError(f"damaged: the checksum of its entry {shown(info.filename)} is another")
     return entries
 
 
