@@ -36,6 +36,7 @@ PLANS = {
     "philox_normal words_kernel": Plan(40),
     "gamma_step forward_kernel": Plan(64, narrow_loads=5),  # F_x in 16 bits, four at a time, among them
     "group_norm_silu tile_kernel": Plan(80, narrow_loads=2.5, narrow_stores=1),  # a group's statistics among them
+    "group_norm_silu tile_backward_kernel": Plan(128, narrow_loads=4),  # a channel's numbers, once in a block
     "group_norm_silu moments_kernel": Plan(80, narrow_loads=0, narrow_stores=None),
     "group_norm_silu merge_kernel": Plan(64),
     "group_norm_silu forward_kernel": Plan(80, narrow_loads=0.5),

@@ -32,7 +32,7 @@ PLANTED = {
         "bytes of stack",
     ),
     "group_norm_silu": (
-        "group_norm_parts.cuh",
+        "group_norm_affine.cuh",
         "__launch_bounds__(kThreads, 2)",
         "__launch_bounds__(kThreads, 6)",
         "bytes of stack",

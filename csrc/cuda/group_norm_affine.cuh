@@ -1,4 +1,4 @@
-// What the paths of group_norm_silu share: the affine map that normalisation and modulation make of a channel, and SiLU.
+// What the ways of group_norm_silu share: the affine map that normalisation and modulation make of a channel, and SiLU.
 #pragma once
 
 #include "group_norm.cuh"
@@ -9,6 +9,9 @@ namespace {
 // Three blocks of 256 threads on a multiprocessor, 80 registers for a thread: 24 of its 64 (sm_80, sm_90) warps, each
 // with kInFlight loads of 16 bytes a lane under way, are more than its share of the bandwidth times the latency.
 #define CTM_FAST_STREAMING __launch_bounds__(kThreads, 3)
+
+// Two, 128 registers: 48 of them hold what eight channels add up and are made of.
+#define CTM_FAST_SUMMING __launch_bounds__(kThreads, 2)
 
 constexpr int kWarps = kThreads / kWarp;
 
@@ -40,6 +43,17 @@ struct Modulation {
 // Not IEEE's division and expf, which take as many cycles as a memory-bound kernel has: two ulp more.
 __device__ float sigmoid(float z) {
   return __fdividef(1.0f, 1.0f + __expf(-z));
+}
+
+// The gradient before SiLU, from that of y; apart = x - centre.
+__device__ float before_silu(float grad, float apart, float gain, float offset, bool silu, float out_scale) {
+  const float g = grad * out_scale;
+  if (!silu) {
+    return g;
+  }
+  const float z = apart * gain + offset;
+  const float s = sigmoid(z);
+  return g * s * (1.0f + z * (1.0f - s));
 }
 
 }  // namespace

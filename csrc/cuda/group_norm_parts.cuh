@@ -12,9 +12,6 @@
 namespace ctm_fast::cuda {
 namespace {
 
-// Two, 128 registers: 48 of them hold what eight channels add up and are made of.
-#define CTM_FAST_SUMMING __launch_bounds__(kThreads, 2)
-
 // [rows, batch, channels] float32, what the small kernels tell the large ones of each channel of each sample.
 enum Row { kCentre, kGain, kOffset, kForwardRows, kLessMean = kForwardRows, kLessSlope, kBackwardRows };
 
@@ -190,17 +187,6 @@ __global__ void __launch_bounds__(kThreads) affine_kernel(
   const int64_t channel = at % plan.channels;
   const int64_t group = at / plan.channels * groups + channel / (plan.channels / groups);
   write(rows, plan.batch * plan.channels, at, modulation.affine(mean[group], rstd[group], channel, at));
-}
-
-// The gradient before SiLU, from that of y; apart = x - centre.
-__device__ float before_silu(float grad, float apart, float gain, float offset, bool silu, float out_scale) {
-  const float g = grad * out_scale;
-  if (!silu) {
-    return g;
-  }
-  const float z = apart * gain + offset;
-  const float s = sigmoid(z);
-  return g * s * (1.0f + z * (1.0f - s));
 }
 
 // partial [3, batch, chunks, channels]: sums over the pixels of a chunk of g, g (x - centre) and x - centre.

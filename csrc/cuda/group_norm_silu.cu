@@ -1,7 +1,8 @@
 // Group normalisation, modulation, SiLU and residual in CUDA, and their gradient.
 //
-// Forward, one launch that reads x once where whole groups fit shared memory (group_norm_tile.cuh); else, as backward
-// always, over parts of an image (group_norm_parts.cuh). No atomics: a result is the same every time, in every batch.
+// One launch that reads each image once where whole groups of it fit shared memory (group_norm_tile.cuh, and backward in
+// channels_last group_norm_tile_backward.cuh); else several, over parts of an image (group_norm_parts.cuh). No atomics: a
+// result is the same every time, in every batch.
 #include "../common/group_norm_silu.h"
 
 #include <torch/csrc/stable/library.h>
@@ -13,6 +14,7 @@
 #include "../common/tensor.h"
 #include "group_norm_parts.cuh"
 #include "group_norm_tile.cuh"
+#include "group_norm_tile_backward.cuh"
 
 namespace ctm_fast::cuda {
 namespace {
@@ -79,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu(
         const T* residual_data = residual ? residual->const_data_ptr<T>() : nullptr;
         T* out_data = out.mutable_data_ptr<T>();
         if constexpr (N > 1) {
-          if (const auto fitting = make_tile<T, N, kLast>(batch, channels, pixels, groups)) {
+          if (const auto fitting = make_tile<T, N, kLast>(kTileForward, batch, channels, pixels, groups)) {
             const auto& [tile, bytes] = *fitting;
             STD_CUDA_CHECK(cudaFuncSetAttribute(
                 tile_kernel<T, N, kLast>, cudaFuncAttributeMaxDynamicSharedMemorySize, kTileShared));
@@ -130,38 +132,53 @@ std::tuple<Tensor, Tensor> group_norm_silu_backward(
   if (batch * channels == 0) {
     return {dx, sums};
   }
-  Tensor rows = empty_floats(x, {kBackwardRows, batch, channels});
   const Modulation modulation{
       weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), data(x_shift), data(scale), data(shift)};
+  const float* mean_data = mean.const_data_ptr<float>();
+  const float* rstd_data = rstd.const_data_ptr<float>();
+  float* sums_data = sums.mutable_data_ptr<float>();
   dispatch_images(
       op, x,
       [&](auto type, auto n, auto last) {
         using T = decltype(type);
         constexpr int N = n;
         constexpr bool kLast = last;
-        const Plan plan = make_plan<N>(batch, channels, pixels, kLast);
-        Tensor partial = empty_floats(x, {3, batch, plan.chunks, channels});
         const T* grad_data = grad.const_data_ptr<T>();
         const T* x_data = x.const_data_ptr<T>();
-        const float* rstd_data = rstd.const_data_ptr<float>();
+        T* dx_data = need_x ? dx.mutable_data_ptr<T>() : nullptr;
+        if constexpr (N > 1 && kLast) {
+          if (const auto fitting = make_tile<T, N, kLast>(kTileBackward, batch, channels, pixels, groups)) {
+            const auto& [tile, bytes] = *fitting;
+            STD_CUDA_CHECK(cudaFuncSetAttribute(
+                tile_backward_kernel<T, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, kTileShared));
+            launch(
+                tile_backward_kernel<T, N>, blocks_for(batch * tile.plan.blocks, 1), kThreads, bytes, x, grad_data,
+                x_data, mean_data, rstd_data, modulation, sums_data, dx_data, silu, static_cast<float>(out_scale),
+                tile);
+            return;
+          }
+        }
+        const Plan plan = make_plan<N>(batch, channels, pixels, kLast);
+        Tensor rows = empty_floats(x, {kBackwardRows, batch, channels});
+        Tensor partial = empty_floats(x, {3, batch, plan.chunks, channels});
         float* rows_data = rows.mutable_data_ptr<float>();
         float* partial_data = partial.mutable_data_ptr<float>();
         const dim3 grid = blocks_for(batch * plan.blocks, 1);
         if (plan.blocks > 0) {
           launch(
-              affine_kernel, blocks_for(batch * channels, kThreads), kThreads, 0, x, mean.const_data_ptr<float>(),
-              rstd_data, modulation, rows_data, groups, plan);
+              affine_kernel, blocks_for(batch * channels, kThreads), kThreads, 0, x, mean_data, rstd_data, modulation,
+              rows_data, groups, plan);
           launch(
               sums_kernel<T, N, kLast>, grid, kThreads, kReduceBytes<N, kLast, 3>, x, grad_data, x_data, rows_data,
               partial_data, silu, static_cast<float>(out_scale), plan);
         }
         launch(
             merge_sums_kernel, blocks_for(batch * groups, kWarps), kThreads, 0, x, partial_data, rstd_data, modulation,
-            sums.mutable_data_ptr<float>(), rows_data, groups, plan);
+            sums_data, rows_data, groups, plan);
         if (plan.blocks > 0 && need_x) {
           launch(
-              backward_kernel<T, N, kLast>, grid, kThreads, 0, x, grad_data, x_data, rows_data,
-              dx.mutable_data_ptr<T>(), silu, static_cast<float>(out_scale), plan);
+              backward_kernel<T, N, kLast>, grid, kThreads, 0, x, grad_data, x_data, rows_data, dx_data, silu,
+              static_cast<float>(out_scale), plan);
         }
       },
       static_cast<const char*>(grad.const_data_ptr()), static_cast<const char*>(x.const_data_ptr()),

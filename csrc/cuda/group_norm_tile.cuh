@@ -18,7 +18,7 @@ constexpr size_t kTileShared = 81 << 10;
 constexpr int64_t kTileWide = 64;
 constexpr int64_t kTileNarrow = 32;
 
-// What a block keeps of each channel of its tile, and, in the last row, of each group.
+// What a block keeps of each channel of its tile, or of each group.
 enum TileRow { kTileCentre, kTileGain, kTileOffset, kTileMean, kTileRows };
 
 // One image x `run` channels, whole groups and whole vectors, x all pixels; an image's last tile may have fewer.
@@ -43,15 +43,24 @@ struct Tile {
 template <int N, bool kLast>
 constexpr int kTileSums = kThreads * (kLast ? N : 1);
 
-// Shared memory of a block: two of those, the rows, and the tile.
-template <int N, bool kLast>
-size_t tile_bytes(int64_t run, int64_t vectors) {
-  return sizeof(float) * (2 * kTileSums<N, kLast> + kTileRows * run) + 16 * vectors;
-}
+// What a block has of each in shared memory: such sums, rows of the tile's channels, and images.
+struct TileNeeds {
+  int sums;
+  int rows;
+  int images;
+
+  template <int N, bool kLast>
+  size_t bytes(int64_t run, int64_t vectors) const {
+    return sizeof(float) * (sums * kTileSums<N, kLast> + rows * run) + images * 16 * vectors;
+  }
+};
+
+constexpr TileNeeds kTileForward{2, kTileRows, 1};
 
 // The tile and its bytes, if whole groups fit. The batch has no say, so that a sample's result does not depend on it.
 template <typename T, int N, bool kLast>
-std::optional<std::pair<Tile, size_t>> make_tile(int64_t batch, int64_t channels, int64_t pixels, int64_t groups) {
+std::optional<std::pair<Tile, size_t>> make_tile(
+    const TileNeeds& needs, int64_t batch, int64_t channels, int64_t pixels, int64_t groups) {
   if (channels * pixels == 0) {
     return std::nullopt;
   }
@@ -61,15 +70,15 @@ std::optional<std::pair<Tile, size_t>> make_tile(int64_t batch, int64_t channels
   size_t bytes;
   if constexpr (kLast) {
     constexpr int64_t kBytes = sizeof(T);
-    const auto needs = [&](int64_t size) { return tile_bytes<N, kLast>(size, size / N * pixels); };
+    const auto needed = [&](int64_t size) { return needs.bytes<N, kLast>(size, size / N * pixels); };
     const int64_t step = std::lcm<int64_t>(width, N);
     run = step;
     // No narrower than kTileWide, nor than gives each thread a vector.
     while (run < channels && (run * kBytes < kTileWide || run / N * pixels < kThreads) &&
-           needs(run + step) <= kTileShared) {
+           needed(run + step) <= kTileShared) {
       run += step;
     }
-    bytes = needs(run);
+    bytes = needed(run);
     if (run / N > kThreads || (run < channels && run * kBytes < kTileNarrow)) {
       return std::nullopt;
     }
@@ -82,7 +91,7 @@ std::optional<std::pair<Tile, size_t>> make_tile(int64_t batch, int64_t channels
     }
     const int64_t rows = kThreads / plan.columns;
     run = rows * width;
-    bytes = tile_bytes<N, kLast>(run, (vectors + plan.columns - 1) / plan.columns * kThreads);
+    bytes = needs.bytes<N, kLast>(run, (vectors + plan.columns - 1) / plan.columns * kThreads);
     plan.channels = groups;
     plan.pixels = plan.chunk = width * pixels;
     plan.blocks = (groups + rows - 1) / rows;

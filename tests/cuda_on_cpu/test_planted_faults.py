@@ -91,7 +91,25 @@ FAULTS = {
         ("wrote at byte", "two write to one place", "is not finite"),
     ),
     "a tile that its shared memory is too small for": Fault(
-        "group_norm_silu", "cuda/group_norm_tile.cuh", "+ 16 * vectors", "+ 16 * vectors - 16", ("shared memory",)
+        "group_norm_silu",
+        "cuda/group_norm_tile.cuh",
+        "images * 16 * vectors",
+        "images * 16 * (vectors - 1)",
+        ("shared memory",),
+    ),
+    "a missing barrier before a tile's gradient": Fault(
+        "group_norm_silu",
+        "cuda/group_norm_tile_backward.cuh",
+        "    return;\n  }\n  __syncthreads();\n",
+        "    return;\n  }\n",
+        ("depends on the order in which threads run",),
+    ),
+    "the memory of sums used again too early": Fault(
+        "group_norm_silu",
+        "cuda/group_norm_tile_backward.cuh",
+        "    __syncthreads();  // one after the other in",
+        "    // one after the other in",
+        ("depends on the order in which threads run",),
     ),
     "a lane left out of an exchange": Fault(
         "group_norm_silu",
