@@ -26,9 +26,11 @@ test: test-native test-triton test-cuda-on-cpu test-no-libraries
 test-native: $(VENV)/installed-dev
 	$(PYTEST)
 
-# Triton's kernels, interpreted on the CPU: a program at a time, so without the statistics of 20,000 samples.
+# Triton's kernels, interpreted on the CPU, a program at a time: the ops, and the networks in float32, whose products it
+# computes rightly.
 test-triton: $(VENV)/installed-dev
-	TRITON_INTERPRET=1 $(PYTEST) tests/ops tests/samplers tests/training/test_ctm_step.py -k "not keeps_the_marginal"
+	TRITON_INTERPRET=1 $(PYTEST) tests/ops
+	TRITON_INTERPRET=1 $(PYTEST) tests/models/test_golden_networks.py -k "test_student[ or input_gradient"
 
 # The CUDA kernels, compiled for the CPU as they are: a thread at a time, so without what only compiles the ops again.
 test-cuda-on-cpu: $(VENV)/installed-dev
@@ -42,6 +44,7 @@ test-no-libraries: $(VENV)/installed-dev
 test-full: $(VENV)/installed-dev
 	$(MAKE) test
 	$(PYTEST) -m long
+	TRITON_INTERPRET=1 $(PYTEST) tests/samplers tests/training/test_ctm_step.py -k "not keeps_the_marginal and not aot_eager"
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only
