@@ -109,8 +109,9 @@ def define(
         row: the stem of the row's files; ``ops/reference/<row>.py`` and ``ops/triton/<row>.py`` have a function
             ``name``.
         fake: the same signature, returns empty tensors of the right shape, dtype and strides.
-        setup_context: as for ``torch.library.register_autograd``; None for an op without a gradient.
-        backward: ``backward(ops, ctx, *grads)``; ``ops`` is the namespace that served the forward pass.
+        setup_context: as for ``torch.library.register_autograd``; None for a gradient that needs nothing saved.
+        backward: ``backward(ops, ctx, *grads)``; ``ops`` is the namespace that served the forward pass. None for an op
+            without a gradient.
         cells: the kernels that the op has by design.
         sdpa: the kernel of that name, differentiable as it is.
     """
@@ -139,6 +140,17 @@ def _choose(name: str) -> None:
     for (device, compiling), table in SERVES.items():
         for entry in (name, *(entry for entry in table if entry.startswith(f"{name} "))):
             _default[entry, device, compiling] = _best(name, device, table.get(entry, ()))
+
+
+def no_second_derivative(op: str) -> Callable[..., Any]:
+    """The ``backward`` of a kernel that is a gradient already, and whose own nobody has written: it says so."""
+
+    def backward(ops: Any, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        raise NotImplementedError(
+            f"{op}: the fused kernels have no second derivative; run it under ctm_fast.ops.use_reference()"
+        )
+
+    return backward
 
 
 def derive(namespace: str, name: str) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast.ops._checks import FLOATS, check_image
-from ctm_fast.ops._library import define, kernel
+from ctm_fast.ops._library import define, kernel, no_second_derivative
 from ctm_fast.ops.reference.attention import attention_sdpa
 
 
@@ -63,16 +63,6 @@ def _backward(ops: Any, ctx: Any, grad: Tensor | None, _: Tensor | None) -> tupl
     return ops.attention_backward(grad, qkv, out, lse, ctx.heads), None
 
 
-def _no_double_backward(ops: Any, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    raise NotImplementedError(
-        "attention: the fused kernel has no second derivative; run it under ctm_fast.ops.use_reference()"
-    )
-
-
-def _setup_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
-
-
 define(
     "attention",
     "attention",
@@ -86,7 +76,6 @@ define(
     "attention",
     "attention_backward",
     fake=_fake_backward,
-    setup_context=_setup_nothing,
-    backward=_no_double_backward,
+    backward=no_second_derivative("attention"),
     cells=("reference", "triton"),
 )

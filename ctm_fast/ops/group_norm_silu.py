@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast.ops._checks import FLOATS, check, check_image, dense, same_format
-from ctm_fast.ops._library import define, kernel
+from ctm_fast.ops._library import define, kernel, no_second_derivative
 
 
 def group_norm_silu(
@@ -160,21 +160,10 @@ def _group_mean(sums: Tensor, groups: int, pixels: int) -> Tensor:
     return _per_channel(grouped, channels)
 
 
-def _no_double_backward(ops: Any, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    raise NotImplementedError(
-        "group_norm_silu: the fused kernels have no second derivative; run it under ctm_fast.ops.use_reference()"
-    )
-
-
-def _setup_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
-
-
 define("group_norm_silu", "group_norm_silu", fake=_fake, setup_context=_setup_context, backward=_backward)
 define(
     "group_norm_silu",
     "group_norm_silu_backward",
     fake=_fake_backward,
-    setup_context=_setup_nothing,
-    backward=_no_double_backward,
+    backward=no_second_derivative("group_norm_silu"),
 )
