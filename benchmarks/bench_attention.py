@@ -10,12 +10,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from benchmarks.harness import DEVICE, EAGER, TRITON, Way, every_direction, time_op
+from benchmarks.harness import BATCHES, DEVICE, EAGER, NETWORK_DTYPE, TRITON, Way, every_direction, time_op
 from benchmarks.harness import images as random_images
 from ctm_fast.ops import attention
 
 CUDA = DEVICE.type == "cuda"
-DTYPE = torch.bfloat16 if CUDA else torch.float32
 COMPILED = Way("compiled", "reference", compiled=True, mode="max-autotune-no-cudagraphs" if CUDA else None)
 SDPA = [
     Way(f"sdpa-{name}", "sdpa", sdpa=backend)
@@ -65,7 +64,7 @@ def why_not(way: Way, qkv: Tensor, heads: int) -> str | None:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("batch", [64, 512] if CUDA else [8])
+@pytest.mark.parametrize("batch", BATCHES)
 @every_direction
 @pytest.mark.parametrize("way", [TRITON, EAGER, COMPILED, *SDPA], ids=lambda way: way.name)
 def test_attention(benchmark: BenchmarkFixture, way: Way, size: Size, batch: int, grad: bool) -> None:
@@ -76,7 +75,7 @@ def test_attention(benchmark: BenchmarkFixture, way: Way, size: Size, batch: int
     shape = (batch, 3 * channels, size.side, size.side)
 
     def make() -> tuple[Tensor, ...]:
-        return (random_images(shape, torch.channels_last).to(DTYPE).requires_grad_(grad),)
+        return (random_images(shape, torch.channels_last, dtype=NETWORK_DTYPE, grad=grad),)
 
     if reason := why_not(way, make()[0], size.heads):
         pytest.skip(reason)

@@ -7,6 +7,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from benchmarks.harness import (
+    BATCHES,
     COMPILED,
     CPP,
     DEVICE,
@@ -26,7 +27,6 @@ from benchmarks.harness import (
 )
 from ctm_fast.ops import group_norm_silu
 
-BATCHES = (64, 512) if DEVICE.type == "cuda" else (8,)
 IMAGES = [(256, 32, 32), (384, 32, 32), (512, 16, 16), (192, 64, 64)]
 """[C, H, W] inside the CIFAR-10 network, at its two resolutions of most work, and ImageNet-64's first."""
 
