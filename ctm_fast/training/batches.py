@@ -1,4 +1,4 @@
-"""The batch of a training step as a function of (seed, step): images, labels and noise on the device."""
+"""The batch of a training step as a function of (seed, step, position): images, labels and noise on the device."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctm_fast.diffusion.draws import Purpose, generator
+from ctm_fast.diffusion.draws import draw_flips
 from ctm_fast.diffusion.images import to_float
 from ctm_fast.ops import Stream, philox_normal
 from ctm_fast.training.config import RunConfig
@@ -18,8 +18,9 @@ from ctm_fast.training.data import ImageDataset, batch_indices
 class Batches:
     """Endless seeded batches of a data set that lies decoded on the device.
 
-    ``seed`` is that of a stage, so that no two stages see the same noise; the noise of a sample depends on
-    (seed, step, position in the batch) alone.
+    ``batch`` is that of all ranks and micro-batches together, and a rank or micro-batch takes ``positions``, a
+    slice(start, stop) of it. ``seed`` is that of a stage, so that no two stages see the same noise; all of a sample
+    depends on (seed, step, position in the global batch) alone.
     """
 
     dataset: ImageDataset
@@ -34,19 +35,22 @@ class Batches:
         """Those of ``stage`` of a run, on its own seed."""
         return cls(dataset, batch, config.stage_seed(stage), device, config.data.conditional, config.data.flip)
 
-    def at(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """x0 [B, C, H, W] float32 in [-1, 1], labels [B] int64 or None."""
-        index = self.tensor(batch_indices(len(self.dataset.images), self.batch, self.seed, step).numpy())
+    def at(self, step: int, positions: slice) -> tuple[Tensor, Tensor | None]:
+        """x0 [B, C, H, W] float32 in [-1, 1], labels [B] int64 or None, of B = stop - start positions."""
+        self._check(positions)
+        indices = batch_indices(len(self.dataset.images), self.batch, self.seed, step)
+        index = self.tensor(indices[positions].numpy())
         x0 = to_float(self.dataset.images[index])
         if self.flip:
-            flips = generator(self.seed, step, Purpose.FLIPS).random(self.batch) < 0.5
-            x0 = torch.where(self.tensor(flips).view(-1, 1, 1, 1), x0.flip(3), x0)
+            flips = self.tensor(draw_flips(positions, seed=self.seed, step=step))
+            x0 = torch.where(flips.view(-1, 1, 1, 1), x0.flip(3), x0)
         labels = self.dataset.labels[index] if self.conditional and self.dataset.labels is not None else None
         return x0, labels
 
-    def noise(self, step: int, like: Tensor, stream: Stream) -> Tensor:
-        """N(0, I) of the shape of ``like``."""
-        seeds = torch.arange(self.batch, device=self.device) + (self.seed << 32)
+    def noise(self, step: int, like: Tensor, stream: Stream, positions: slice) -> Tensor:
+        """N(0, I) of the shape of ``like``, the images at ``positions``."""
+        self._check(positions)
+        seeds = torch.arange(positions.start, positions.stop, device=self.device) + (self.seed << 32)
         return philox_normal(seeds, step, like.shape[1:], stream=stream)
 
     def tensor(self, values: NDArray[np.generic]) -> Tensor:
@@ -57,3 +61,10 @@ class Batches:
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
+
+    def _check(self, positions: slice) -> None:
+        """A slice past the batch would be cut short in silence."""
+        if positions.step is not None or not 0 <= positions.start <= positions.stop <= self.batch:
+            raise ValueError(
+                f"positions: expected slice(start, stop) with 0 <= start <= stop <= {self.batch}, got {positions}"
+            )

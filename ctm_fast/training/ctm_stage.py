@@ -162,20 +162,22 @@ class CTMStage(Stage):
     def train_step(self, step: int) -> dict[str, Tensor]:
         """One update; the terms of the loss, its adaptive weight, and k."""
         settings, seed, batches = self.settings, self.batches.seed, self.batches
-        x0, labels = batches.at(step)
+        positions = slice(0, settings.batch)
+        x0, labels = batches.at(step, positions)
         jumps = draw_jumps(
-            settings.batch, settings.points, settings.max_solver_steps, self.config.levels, seed=seed, step=step
+            positions, settings.points, settings.max_solver_steps, self.config.levels, seed=seed, step=step
         )
         way, s = batches.tensor(jumps.way), batches.tensor(jumps.s)
         sigma = batches.tensor(
-            draw_dsm_sigmas(settings.batch, self.config.levels, seed=seed, step=step, uniform_to=settings.uniform_to)
+            draw_dsm_sigmas(positions, self.config.levels, seed=seed, step=step, uniform_to=settings.uniform_to)
         )
-        x_t = x0 + way[0].view(-1, 1, 1, 1) * batches.noise(step, x0, Stream.TRAIN)
+        x_t = x0 + way[0].view(-1, 1, 1, 1) * batches.noise(step, x0, Stream.TRAIN, positions)
         with self.timer("teacher"):
             x_u = self.step.solve(x_t, way, labels)
         target = self.step.consistency_target(x_u, way[-1], s, labels)
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self.step.backward(x_t, way[0], s, target, x0, sigma, batches.noise(step, x0, Stream.DSM), labels)
+        dsm_noise = batches.noise(step, x0, Stream.DSM, positions)
+        terms = self.step.backward(x_t, way[0], s, target, x0, sigma, dsm_noise, labels)
         if settings.lr_decay:
             for group in self.optimizer.param_groups:
                 group["lr"] = settings.lr * (1 - step / settings.steps)

@@ -36,16 +36,17 @@ class TeacherStage(Stage):
 
     def train_step(self, step: int) -> dict[str, Tensor]:
         """One update; the mean loss, exactly 1 for a network that returns zero on data of variance sigma_data^2."""
-        x0, labels = self.batches.at(step)
+        positions = slice(0, self.settings.batch)
+        x0, labels = self.batches.at(step, positions)
         sigmas = draw_edm_sigmas(
-            self.settings.batch,
+            positions,
             seed=self.batches.seed,
             step=step,
             p_mean=self.settings.p_mean,
             p_std=self.settings.p_std,
         )
         sigma = self.batches.tensor(sigmas)
-        x_t = x0 + sigma.view(-1, 1, 1, 1) * self.batches.noise(step, x0, Stream.TRAIN)
+        x_t = x0 + sigma.view(-1, 1, 1, 1) * self.batches.noise(step, x0, Stream.TRAIN, positions)
         loss = dsm_loss(self.denoise(x_t, sigma, labels), x0, sigma, sigma_data=self.config.sigma_data).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
