@@ -45,6 +45,11 @@ def prepare(device: str | None, threads: int | None) -> torch.device:
         torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(MATMUL_PRECISION)
     torch.backends.cudnn.allow_tf32 = True
+    return find_device(device)
+
+
+def find_device(device: str | None) -> torch.device:
+    """The device of that name, by default a GPU if there is one. Raises ConfigError unless it is there."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
