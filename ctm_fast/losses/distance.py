@@ -13,6 +13,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 DISTANCES = ("l2", "pseudo-huber")
 """Those that need no weights."""
 PERCEPTUAL_DISTANCES = ("lpips", "efflite0")
+ALL_DISTANCES = DISTANCES + PERCEPTUAL_DISTANCES
 
 
 def mean_squared(a: Tensor, b: Tensor) -> Tensor:

@@ -49,9 +49,12 @@ class Batches:
 
     def noise(self, step: int, like: Tensor, stream: Stream, positions: slice) -> Tensor:
         """N(0, I) of the shape of ``like``, the images at ``positions``."""
+        return philox_normal(self.seeds(positions), step, like.shape[1:], stream=stream)
+
+    def seeds(self, positions: slice) -> Tensor:
+        """[B] int64: one for each of ``positions``, of this stage alone."""
         self._check(positions)
-        seeds = torch.arange(positions.start, positions.stop, device=self.device) + (self.seed << 32)
-        return philox_normal(seeds, step, like.shape[1:], stream=stream)
+        return torch.arange(positions.start, positions.stop, device=self.device) + (self.seed << 32)
 
     def tensor(self, values: NDArray[np.generic]) -> Tensor:
         """A host array on the device; float64 becomes float32. No step waits for a GPU: the copy is queued."""

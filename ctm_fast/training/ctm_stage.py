@@ -1,130 +1,51 @@
 """The second stage: distil an EDM teacher into a consistency trajectory model, CTM + DSM (arXiv 2310.02279)."""
 
-import copy
-
 import torch
 from torch import Tensor
 
 from ctm_fast.diffusion.draws import draw_dsm_sigmas, draw_jumps
-from ctm_fast.diffusion.ode import solve_heun
-from ctm_fast.losses import adaptive_weight, distance, dsm_loss
+from ctm_fast.distributed import all_mean
+from ctm_fast.errors import ConfigError
+from ctm_fast.losses import distance
 from ctm_fast.losses.distance import Distance
-from ctm_fast.models import CTM, EDMDenoiser, UNet, student_from_teacher
-from ctm_fast.ops import Stream, precond_combine, precond_input
+from ctm_fast.models import CTM, EDMDenoiser
+from ctm_fast.ops import Stream
 from ctm_fast.training.batches import Batches
 from ctm_fast.training.config import CTMConfig, RunConfig
+from ctm_fast.training.ctm_step import Adversary, CTMStep, Piece
 from ctm_fast.training.data import ImageDataset
-from ctm_fast.training.ema import update_ema
-from ctm_fast.training.pullback import accumulate, forward_cut, pull_tail
+from ctm_fast.training.execution import Execution
+from ctm_fast.training.precision import dtype_of
 from ctm_fast.training.regions import Regions
 from ctm_fast.training.stage import Stage
 
 
-def adaptive_layer(net: UNet, name: str) -> Tensor:
-    """The weight W at which gradients are compared: ``output`` or ``block`` (see ``CTMConfig``)."""
-    return net.out_conv.weight if name == "output" else net.last_block.conv1.weight
-
-
-class CTMStep:
-    """The losses of one batch and their gradients, from given levels and noise.
-
-    Args:
-        student, target: theta and its average; ``target`` takes no gradient itself, its input does.
-        teacher: the denoiser whose ODE is distilled.
-        distance: d(estimate, target) -> [B].
-        layer: W, see :func:`adaptive_layer`.
-        regions: what is compiled.
-    """
-
-    def __init__(
-        self,
-        student: CTM,
-        target: CTM,
-        teacher: EDMDenoiser,
-        *,
-        distance: Distance,
-        layer: str,
-        sigma_min: float,
-        dsm_weight: float,
-        regions: Regions,
-    ) -> None:
-        self.student = student
-        self.distance = distance
-        self.layer = layer
-        self.sigma_min = sigma_min
-        self.dsm_weight = dsm_weight
-        self.teacher_denoise = regions.compile("teacher", teacher.denoise, repeated=True)
-        self.student_jump = regions.compile("student, forward", student.jump)
-        self.target_jump = regions.compile("target, forward", target.jump)
-        self.target_jump_grad = regions.compile("target, forward and backward", target.jump)
-        self.body = regions.compile("student's body, forward and backward", student.net.body)
-        self.tail = regions.compile("student's tail, forward and backward", student.net.tail)
-
-    @torch.no_grad()
-    def solve(self, x_t: Tensor, way: Tensor, labels: Tensor | None) -> Tensor:
-        """x_u: the teacher's Heun steps from way[0] = t to way[-1] = u; ``way`` [k + 1, B]."""
-        return solve_heun(lambda x, sigma: self.teacher_denoise(x, sigma, labels), x_t, list(way))
-
-    @torch.no_grad()
-    def consistency_target(self, x_u: Tensor, u: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
-        """T = G_target(sg G_student(x_u, u, s), s, sigma_min)."""
-        x_s = self.student_jump(x_u, u, s, labels)
-        return self.target_jump(x_s, s, torch.full_like(s, self.sigma_min), labels)
-
-    def backward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        s: Tensor,
-        target: Tensor,
-        x0: Tensor,
-        sigma: Tensor,
-        dsm_noise: Tensor,
-        labels: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """Add the gradient of L_CTM + dsm_weight * lambda * L_DSM to the student's ``.grad``.
-
-        L_CTM = mean d(E, target), E = G_target(G_student(x_t, t, s), s, sigma_min); L_DSM is the EDM loss of
-        g_student(x0 + sigma noise, sigma, sigma); lambda is :func:`ctm_fast.losses.adaptive_weight`.
-        Returns what went into it: ``estimate``, ``ctm_loss`` and ``dsm_loss`` [B], ``lambda_dsm``, ``loss``.
-        """
-        sigma_data = self.student.sigma_data
-        net = self.student.net
-        parameters = net.tail_parameters()
-        layer = next(
-            index for index, parameter in enumerate(parameters) if parameter is adaptive_layer(net, self.layer)
+def distance_of(settings: CTMConfig, device: torch.device) -> Distance:
+    """d(estimate, target) as configured; ConfigError or CheckpointError naming the extra or the file it lacks."""
+    try:
+        return distance(
+            settings.distance,
+            c=settings.huber_c,
+            size=settings.distance_size or None,
+            vgg16=settings.vgg16 or None,
+            lpips_heads=settings.lpips_heads or None,
+            device=device,
         )
+    except ConfigError as error:
+        raise ConfigError(f"distance: {error}") from error
 
-        ctm = forward_cut(
-            self.body, self.tail, precond_input(x_t, t, sigma_data=sigma_data, dtype=self.student.dtype), t, s, labels
-        )
-        x_s = precond_combine(x_t, ctm.F_x, t, s, sigma_data=sigma_data)
-        estimate = self.target_jump_grad(x_s, s, torch.full_like(s, self.sigma_min), labels)
-        ctm_loss = self.distance(estimate, target)
-        ctm_gradients = pull_tail(ctm, ctm_loss.mean(), parameters)
 
-        x_sigma = x0 + sigma.view(-1, 1, 1, 1) * dsm_noise
-        x_in = precond_input(x_sigma, sigma, sigma_data=sigma_data, dtype=self.student.dtype)
-        dsm = forward_cut(self.body, self.tail, x_in, sigma, sigma, labels)
-        D_x = precond_combine(x_sigma, dsm.F_x, sigma, torch.zeros_like(sigma), sigma_data=sigma_data)
-        losses = dsm_loss(D_x, x0, sigma, sigma_data=sigma_data)
-        dsm_gradients = pull_tail(dsm, losses.mean(), parameters)
-
-        norms = [gradients.parameters[layer].norm() for gradients in (ctm_gradients, dsm_gradients)]
-        lambda_dsm = adaptive_weight(*norms, lowest=0.0, highest=1e4)
-        weight = self.dsm_weight * lambda_dsm
-        accumulate([ctm, dsm], [ctm_gradients, dsm_gradients], [1.0, weight], parameters)
-        return {
-            "estimate": estimate.detach(),
-            "ctm_loss": ctm_loss.detach(),
-            "dsm_loss": losses.detach(),
-            "lambda_dsm": lambda_dsm,
-            "loss": ctm_loss.detach().mean() + weight * losses.detach().mean(),
-        }
+def _means(gradients: list[Tensor]) -> list[Tensor]:
+    return list(all_mean(torch.stack(gradients)).unbind())
 
 
 class CTMStage(Stage):
-    """Soft consistency along the teacher's ODE and denoising score matching, RAdam; what is kept is the target."""
+    """Soft consistency along an ODE and denoising score matching, RAdam; what is kept is the target network.
+
+    Args:
+        student: where it starts, and its target network, too.
+        teacher, distance, adversary: see :class:`CTMStep`.
+    """
 
     name = "ctm"
     settings: CTMConfig
@@ -135,58 +56,96 @@ class CTMStage(Stage):
         self,
         config: RunConfig,
         dataset: ImageDataset,
-        device: torch.device,
+        execution: Execution,
         regions: Regions,
-        teacher: EDMDenoiser,
+        student: CTM,
+        teacher: EDMDenoiser | None,
+        distance: Distance,
+        *,
+        adversary: Adversary | None = None,
     ) -> None:
-        self.config = config
-        self.settings = config.ctm
+        settings = config.of_student(self.name)
         torch.manual_seed(config.stage_seed(self.name))
-        teacher = teacher.to(device).eval().requires_grad_(False)
-        self.model = student_from_teacher(teacher, s_init=self.settings.s_init).to(device).train()
-        self.ema = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = torch.optim.RAdam(self.model.parameters(), lr=self.settings.lr, foreach=True)
-        self.batches = Batches.of(config, self.name, self.settings.batch, dataset, device)
+        student.dtype = dtype_of(config.precision)
+        super().__init__(config, settings, student, execution)
+        if teacher is not None:
+            teacher = teacher.to(execution.device).eval().requires_grad_(False)
+            teacher.dtype = dtype_of(settings.solver_precision)
+        self.optimizer = torch.optim.RAdam(self.model.parameters(), lr=settings.lr, foreach=True)
+        self.batches = Batches.of(config, self.name, settings.batch, dataset, execution.device)
         self.timer = regions.timer
         self.step = CTMStep(
             self.model,
             self.ema,
             teacher,
-            distance=distance(self.settings.distance, c=self.settings.huber_c),
-            layer=self.settings.adaptive_layer,
+            settings=settings,
+            distance=distance,
             sigma_min=config.levels.sigma_min,
-            dsm_weight=self.settings.dsm_weight,
             regions=regions,
+            adversary=adversary,
+            average=_means,
+            bucket=regions.bucket(max(p.stop - p.start for p in self.pieces)),
+            scale=self.scale,
         )
 
     def train_step(self, step: int) -> dict[str, Tensor]:
-        """One update; the terms of the loss, its adaptive weight, and k."""
-        settings, seed, batches = self.settings, self.batches.seed, self.batches
-        positions = slice(0, settings.batch)
-        x0, labels = batches.at(step, positions)
-        jumps = draw_jumps(
-            positions, settings.points, settings.max_solver_steps, self.config.levels, seed=seed, step=step
-        )
-        way, s = batches.tensor(jumps.way), batches.tensor(jumps.s)
-        sigma = batches.tensor(
-            draw_dsm_sigmas(positions, self.config.levels, seed=seed, step=step, uniform_to=settings.uniform_to)
-        )
-        x_t = x0 + way[0].view(-1, 1, 1, 1) * batches.noise(step, x0, Stream.TRAIN, positions)
-        with self.timer("teacher"):
-            x_u = self.step.solve(x_t, way, labels)
-        target = self.step.consistency_target(x_u, way[-1], s, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        dsm_noise = batches.noise(step, x0, Stream.DSM, positions)
-        terms = self.step.backward(x_t, way[0], s, target, x0, sigma, dsm_noise, labels)
-        if settings.lr_decay:
+        """One update; the terms of the loss, their adaptive weights, and k."""
+        return self.move_student(step, adversarial=False)
+
+    def move_student(self, step: int, *, adversarial: bool) -> dict[str, Tensor]:
+        """One update of the student, and of its averages."""
+        pieces, k = self.draw(step)
+        targets = []
+        for piece, positions in zip(pieces, self.pieces, strict=True):
+            self.seed_dropout(step, positions)
+            with self.timer("teacher"):
+                x_u = self.step.solve(piece.x_t, piece.way, piece.labels)
+            targets.append((piece, self.step.consistency_target(x_u, piece)))
+        terms = self.step.backward(targets, adversarial=adversarial)
+        if self.settings.lr_decay:
             for group in self.optimizer.param_groups:
-                group["lr"] = settings.lr * (1 - step / settings.steps)
-        self.optimizer.step()
-        update_ema(self.ema, self.model, settings.ema)
-        return {
-            "loss": terms["loss"],
-            "ctm_loss": terms["ctm_loss"].mean(),
-            "dsm_loss": terms["dsm_loss"].mean(),
-            "lambda_dsm": terms["lambda_dsm"],
-            "k": torch.tensor(float(jumps.k)),
-        }
+                group["lr"] = self.settings.lr * (1 - step / self.settings.steps)
+        figures = {name: value.mean() for name, value in terms.items() if name != "estimate"}
+        return self.update({**figures, "k": torch.tensor(float(k))})
+
+    def draw(self, step: int) -> tuple[list[Piece], int]:
+        """The pieces of this rank's share of batch number ``step``, and k."""
+        settings, batches, levels = self.settings, self.batches, self.config.levels
+        pieces = []
+        for positions in self.pieces:
+            jumps = draw_jumps(
+                positions,
+                settings.points,
+                settings.max_solver_steps,
+                levels,
+                seed=batches.seed,
+                step=step,
+                k_strategy=settings.k_strategy,
+                k_power=settings.k_power,
+                s_strategy=settings.s_strategy,
+            )
+            sigma = draw_dsm_sigmas(
+                positions,
+                levels,
+                seed=batches.seed,
+                step=step,
+                law=settings.dsm_law,
+                uniform_to=settings.uniform_to,
+            )
+            x0, labels = batches.at(step, positions)
+            pieces.append(
+                Piece(
+                    x0=x0,
+                    noise=batches.noise(step, x0, Stream.TRAIN, positions),
+                    way=batches.tensor(jumps.way),
+                    s=batches.tensor(jumps.s),
+                    stays_u=jumps.s == jumps.u,
+                    stays_end=jumps.s == levels.sigma_min,
+                    sigma=batches.tensor(sigma),
+                    dsm_noise=batches.noise(step, x0, Stream.DSM, positions),
+                    labels=labels,
+                    seeds=batches.seeds(positions),
+                    step=step,
+                )
+            )
+        return pieces, jumps.k

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ctm_fast import __version__
-from ctm_fast.diffusion.draws import Purpose, generator
+from ctm_fast.distributed import all_mean
 from ctm_fast.errors import DivergedError
 from ctm_fast.models import save_model
 from ctm_fast.training.config import to_dict
@@ -25,79 +25,81 @@ class _Means:
     """Means of the figures since the last line of the log; they stay on the device until then."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._sums: dict[str, tuple[Tensor, int]] = {}
 
     def add(self, figures: dict[str, Tensor]) -> None:
         for name, value in figures.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._count += 1
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value, count + 1)
 
     def take(self) -> dict[str, float]:
-        means = {name: float(value) / self._count for name, value in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return means
+        """Over all ranks, the same on each; waits for the device."""
+        names = list(self._sums)
+        means = all_mean(torch.stack([total.detach().float().cpu() / count for total, count in self._sums.values()]))
+        self._sums = {}
+        return dict(zip(names, means.tolist(), strict=True))
 
 
-def run_stage(stage: Stage, run: RunDirectory, timer: Timer, start: int) -> None:
+def run_stage(stage: Stage, run: RunDirectory | None, timer: Timer, start: int, *, keep: int | None = None) -> None:
     """Steps ``start`` to the last of ``stage``, saved every ``snapshot_every`` steps and at the end.
 
-    Shows a bar on a terminal, else a line now and then. Raises :class:`DivergedError`, before anything is saved of it.
+    Shows a bar on a terminal, else a line now and then. Raises :class:`DivergedError`, on every rank, before anything
+    is saved of it.
+
+    Args:
+        run: where it is written, on the first rank; None on the others.
+        keep: see :func:`ctm_fast.training.run.train`.
     """
-    config, settings = run.config, stage.settings
+    config, settings = stage.config, stage.settings
     means = _Means()
     first = printed = begin = time.perf_counter()
     since = start
+    quiet = True if run is None else None
     with tqdm(
-        initial=start, total=settings.steps, desc=stage.name, unit="step", disable=None, dynamic_ncols=True
+        initial=start, total=settings.steps, desc=stage.name, unit="step", disable=quiet, dynamic_ncols=True
     ) as bar:
         for step in range(start, settings.steps):
-            _seed_dropout(config.stage_seed(stage.name), step)
             means.add(stage.train_step(step))
             done = step + 1
             bar.update()
             last = done == settings.steps
             save_now = done % config.snapshot_every == 0 or last
             if done % config.log_every == 0 or save_now:  # no mean reaches over a save: a resumed run logs the same
-                figures = means.take()
+                figures = _finite(stage, means.take(), done, done - since)
                 now = time.perf_counter()
-                line = _log(stage, run, timer, done, done - since, now - begin, figures)
-                bar.set_postfix(loss=f"{figures['loss']:.4f}")
-                if bar.disable and (last or now - printed >= _EVERY):
-                    left = (now - first) / (done - start) * (settings.steps - done)
-                    print(_progress(line, settings.steps, left), flush=True)
-                    printed = now
+                if run is not None:
+                    line = _log(stage, run, timer, done, done - since, now - begin, figures)
+                    if "loss" in line:
+                        bar.set_postfix(loss=f"{line['loss']:.4f}")
+                    if bar.disable and (last or now - printed >= _EVERY):
+                        left = (now - first) / (done - start) * (settings.steps - done)
+                        print(_progress(line, settings.steps, left), flush=True)
+                        printed = now
                 begin, since = time.perf_counter(), done
             if save_now:
-                save(stage, run, done)
+                save(stage, run, done, keep)
                 begin = time.perf_counter()
 
 
-def _seed_dropout(seed: int, step: int) -> None:
-    """Dropout is the one draw from torch's own generator: with this it too is a function of (seed, stage, step).
-
-    torch's CPU generator keeps only the low 32 bits of a seed, so all three are mixed into those.
-    """
-    torch.manual_seed(int(generator(seed, step, Purpose.DROPOUT).integers(2**32)))
-
-
 def _progress(line: dict[str, Any], steps: int, left: float) -> str:
-    return (
-        f"{line['stage']} {line['step']}/{steps}: loss {line['loss']:.4f}, {line['images_per_second']:.0f} images/s, "
-        f"{tqdm.format_interval(left)} left"
-    )
+    loss = f"loss {line['loss']:.4f}, " if "loss" in line else ""
+    rate = f"{line['images_per_second']:.0f} images/s"
+    return f"{line['stage']} {line['step']}/{steps}: {loss}{rate}, {tqdm.format_interval(left)} left"
 
 
-def save(stage: Stage, run: RunDirectory, step: int) -> None:
-    """Snapshot, sample grid, and last the state: whatever is there after a crash fits together.
+def save(stage: Stage, run: RunDirectory | None, step: int, keep: int | None = None) -> None:
+    """Snapshots, sample grid, and last the state: whatever is there after a crash fits together.
 
-    Raises :class:`DivergedError` before anything is written if a weight is not finite.
+    Called on every rank. Raises :class:`DivergedError` before anything is written if a weight is not finite.
     """
-    config = run.config
+    config = stage.config
     if not all(bool(parameter.isfinite().all()) for parameter in stage.model.parameters()):
         raise DivergedError(
             f"{stage.name}: expected finite weights, got others after step {step}; lower {stage.name}.lr"
         )
+    state = stage.state()
+    if run is None:
+        return
     save_model(
         run.snapshot(stage.name, step),
         stage.ema,
@@ -106,14 +108,20 @@ def save(stage: Stage, run: RunDirectory, step: int) -> None:
     )
     save_preview(stage.ema, config, run.path / "samples" / f"{stage.name}-{step:06d}.png")
     run.save_state(
-        {
-            "ctm_fast": __version__,
-            "config": to_dict(config),
-            "stage": stage.name,
-            "step": step,
-            "weights": stage.state(),
-        }
+        {"ctm_fast": __version__, "config": to_dict(config), "stage": stage.name, "step": step, "weights": state}
     )
+    if keep is not None:
+        run.prune(stage.name, keep)
+
+
+def _finite(stage: Stage, figures: dict[str, float], step: int, steps: int) -> dict[str, float]:
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"{stage.name}: expected finite figures, got {name} = {value} between steps {step - steps} and {step}; "
+                f"lower {stage.name}.lr, or try another seed"
+            )
+    return figures
 
 
 def _log(
@@ -128,11 +136,5 @@ def _log(
         "images_per_second": steps * stage.settings.batch / seconds,
         **{f"{part}_seconds": value for part, value in timer.take().items()},
     }
-    for name, value in figures.items():
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"{stage.name}: expected finite figures, got {name} = {value} between steps {step - steps} and {step}; "
-                f"lower {stage.name}.lr, or try another seed"
-            )
     run.append_stats(line)
     return line

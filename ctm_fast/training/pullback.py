@@ -6,10 +6,12 @@ network's tail and everything behind its output are walked back twice. Here a fo
     body -> (h, skip) | tail -> F_x | preconditioning, further networks, loss
 
 and each piece is walked back once. What the tail gives back for one loss is linear in that loss, so its weight can be
-put on afterwards; W lies in the tail.
+put on afterwards; W lies in the tail. Where a batch comes in several pieces, the weight is known after the last of them
+only, and every loss that has one keeps its gradient in a store of its own until then.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -30,11 +32,18 @@ class CutForward:
 
 
 @dataclass(frozen=True)
-class TailGradients:
-    """Gradients of one loss at the cut, and at the parameters of the tail."""
+class Pulled:
+    """Gradients of one loss: at the cut of ``forward``, at the parameters of the tail, and at others directly."""
 
+    forward: CutForward
     cut: tuple[Tensor, ...]
-    parameters: tuple[Tensor, ...]
+    tail: tuple[Tensor, ...]
+    direct: tuple[tuple[nn.Parameter, Tensor], ...] = ()
+    """Of a second pass through the network, behind the one that is cut."""
+
+    def at(self, parameters: Sequence[nn.Parameter], layer: int) -> Tensor:
+        """The gradient at parameter number ``layer`` of the tail's."""
+        return sum((grad for parameter, grad in self.direct if parameter is parameters[layer]), self.tail[layer])
 
 
 def forward_cut(body: Body, tail: Tail, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None) -> CutForward:
@@ -45,25 +54,80 @@ def forward_cut(body: Body, tail: Tail, x: Tensor, t: Tensor, s: Tensor, labels:
     return CutForward(outputs, (h, skip), end, end.detach().requires_grad_())
 
 
-def pull_tail(forward: CutForward, loss: Tensor, parameters: Sequence[nn.Parameter]) -> TailGradients:
-    """Walk ``loss``, which depends on ``forward.F_x``, back to the cut."""
-    (grad_F,) = torch.autograd.grad(loss, forward.F_x)
-    gradients = torch.autograd.grad(forward.tail, (*forward.cut, *parameters), grad_F)
-    return TailGradients(gradients[:2], gradients[2:])
+def pull_tail(
+    forward: CutForward,
+    grad_F: Tensor,
+    parameters: Sequence[nn.Parameter],
+    *,
+    direct: Sequence[tuple[nn.Parameter, Tensor]] = (),
+    again: bool = False,
+) -> Pulled:
+    """Walk a loss's gradient at ``forward.F_x`` back to the cut; ``again``: another loss will be, too."""
+    gradients = torch.autograd.grad(forward.tail, (*forward.cut, *parameters), grad_F, retain_graph=again)
+    return Pulled(forward, gradients[:2], gradients[2:], tuple(direct))
 
 
-def accumulate(
-    forwards: Sequence[CutForward],
-    gradients: Sequence[TailGradients],
+def walk_back(
+    pulled: Sequence[Pulled],
     weights: Sequence[Tensor | float],
     parameters: Sequence[nn.Parameter],
+    *,
+    again: bool = False,
 ) -> None:
-    """Add the gradient of sum_i weights[i] * loss_i to ``.grad`` of every parameter: one walk back per forward pass."""
-    for index, parameter in enumerate(parameters):
-        total = sum(weight * gradient.parameters[index] for weight, gradient in zip(weights, gradients, strict=True))
-        assert isinstance(total, Tensor)
-        parameter.grad = total if parameter.grad is None else parameter.grad + total
+    """Add the gradient of sum_i weights[i] * loss_i to ``.grad``: one walk back through each forward pass.
+
+    ``parameters`` are the tail's; ``again``: the same passes will be walked for another loss, too.
+    """
+    for weight, each in zip(weights, pulled, strict=True):
+        for parameter, gradient in (*zip(parameters, each.tail, strict=True), *each.direct):
+            _add(parameter, weight * gradient)
+    at_cut: dict[int, tuple[CutForward, list[Tensor]]] = {}
+    for weight, each in zip(weights, pulled, strict=True):
+        scaled = [weight * grad for grad in each.cut]
+        before = at_cut.get(id(each.forward))
+        if before is not None:
+            scaled = [a + b for a, b in zip(before[1], scaled, strict=True)]
+        at_cut[id(each.forward)] = (each.forward, scaled)
     torch.autograd.backward(
-        [output for forward in forwards for output in forward.outputs],
-        [weight * grad for weight, gradient in zip(weights, gradients, strict=True) for grad in gradient.cut],
+        [output for forward, _ in at_cut.values() for output in forward.outputs],
+        [grad for _, grads in at_cut.values() for grad in grads],
+        retain_graph=again,
     )
+
+
+def _add(parameter: nn.Parameter, gradient: Tensor) -> None:
+    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+
+class GradientStore:
+    """A second set of gradients of the same parameters, for a loss whose weight is not known yet."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.gradients: list[Tensor | None] = [None] * len(parameters)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Inside, what is added to ``.grad`` of the parameters is added here."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def of(self, parameter: nn.Parameter) -> Tensor:
+        """The gradient of ``parameter``, which must have one."""
+        gradient = next(g for p, g in zip(self.parameters, self.gradients, strict=True) if p is parameter)
+        assert gradient is not None
+        return gradient
+
+    def release(self, weight: Tensor | float) -> None:
+        """Add ``weight`` times what is here to ``.grad``, and forget it."""
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            if gradient is not None:
+                _add(parameter, gradient.mul_(weight))
+        self.gradients = [None] * len(self.parameters)
+
+    def _exchange(self) -> None:
+        for index, parameter in enumerate(self.parameters):
+            parameter.grad, self.gradients[index] = self.gradients[index], parameter.grad

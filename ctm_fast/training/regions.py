@@ -74,3 +74,8 @@ class Regions:
             return (compiled if self.enabled else function)(*args, **kwargs)
 
         return region
+
+    def bucket(self, batch: int) -> int:
+        """What the sizes of parts of a batch are to be multiples of: few sizes where kernels are made for each."""
+        few = self.enabled or self.device.type == "cuda"
+        return max(1, batch // 4) if few else 1

@@ -2,7 +2,6 @@
 
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,8 @@ from ctm_fast.training.preview import TEACHER_STEPS, samples, save_comparison
 from ctm_fast.training.run_directory import RunDirectory
 
 _COUNT = 1000
+_NAMES = {"ctm": "CTM", "gan": "CTM + GAN"}
+_LOSSES = ("loss", "ctm_loss", "dsm_loss", "discriminator_loss")
 _REAL = 10_000  # at most this many real images are compared with
 
 
@@ -34,7 +35,7 @@ class Figures:
     frechet: float
 
 
-def write_report(run: RunDirectory, dataset: ImageDataset, teacher: Path, device: torch.device) -> str:
+def write_report(run: RunDirectory, dataset: ImageDataset, device: torch.device) -> str:
     """Write report.json, the pictures and, last, report.md into the run's directory; the table, in Markdown."""
     config = run.config
     chosen = torch.randperm(len(dataset.images), generator=torch.Generator().manual_seed(config.seed))
@@ -49,16 +50,15 @@ def write_report(run: RunDirectory, dataset: ImageDataset, teacher: Path, device
         return _figures(name, evaluations(model, steps), to_float(images), asked, real, labels, classifier)
 
     rows = []
-    student = None
-    teacher_model = load_model(teacher, device=device)[0]
-    assert isinstance(teacher_model, EDMDenoiser)
-    if "ctm" in config.stages:
-        student = load_model(run.snapshot("ctm", config.ctm.steps), device=device)[0]
-        assert isinstance(student, CTM)
-        rows += [figures("CTM", student, 1), figures("CTM", student, 2)]
-        save_comparison(teacher_model, student, config, run.path / "samples.png")
-    rows += [figures("teacher, Heun", teacher_model, TEACHER_STEPS)]
-    rows += [figures("teacher, one Euler step", teacher_model, 1)]
+    students = {stage: load_model(run.last_snapshot(stage), device=device)[0] for stage in _students(run)}
+    for stage, student in students.items():
+        rows += [figures(_NAMES[stage], student, 1), figures(_NAMES[stage], student, 2)]
+    teacher = load_model(run.teacher, device=device)[0] if run.teacher.exists() else None
+    if teacher is not None:
+        rows += [figures("teacher, Heun", teacher, TEACHER_STEPS), figures("teacher, one Euler step", teacher, 1)]
+    last = next(reversed(students.values()), None)
+    if isinstance(last, CTM) and isinstance(teacher, EDMDenoiser):
+        save_comparison(teacher, last, config, run.path / "samples.png")
 
     stats = run.stats()
     for stage in config.stages:
@@ -76,10 +76,15 @@ def write_report(run: RunDirectory, dataset: ImageDataset, teacher: Path, device
         "stages": {stage: _stage_summary(stats, stage) for stage in config.stages},
     }
     table = _table(rows, floor)
-    network = run.snapshot("ctm", config.ctm.steps) if student else teacher
+    network = run.last_snapshot(config.stages[-1])
     run.write_json("report.json", summary)
-    run.write_text("report.md", _markdown(summary, table, dataset, student is not None, network.name))
+    run.write_text("report.md", _markdown(summary, table, dataset, last is not None, teacher is not None, network.name))
     return table
+
+
+def _students(run: RunDirectory) -> list[str]:
+    """The run's stages that train a student."""
+    return [stage for stage in run.config.stages if stage in _NAMES]
 
 
 def _machine(device: torch.device) -> str:
@@ -125,9 +130,11 @@ def _stage_summary(stats: list[dict[str, Any]], stage: str) -> dict[str, Any]:
 
 def _save_curves(run: RunDirectory, stats: list[dict[str, Any]], stage: str) -> None:
     lines = [line for line in stats if line["stage"] == stage and "seconds" in line]
-    names: list[str] = [name for name in ("loss", "ctm_loss", "dsm_loss") if lines and name in lines[0]]
-    steps = [line["step"] for line in lines]
-    curves = {name: (steps, [line[name] for line in lines]) for name in names}
+    curves = {
+        name: ([line["step"] for line in lines if name in line], [line[name] for line in lines if name in line])
+        for name in _LOSSES
+        if any(name in line for line in lines)
+    }
     picture = line_plot(curves, title=f"{run.config.preset}: {stage}", xlabel="step", ylabel="loss", log_y=True)
     save_png(picture, run.path / f"loss-{stage}.png")
 
@@ -150,7 +157,9 @@ def _table(rows: list[Figures], floor: float) -> str:
     )
 
 
-def _markdown(summary: dict[str, Any], table: str, dataset: ImageDataset, student: bool, network: str) -> str:
+def _markdown(
+    summary: dict[str, Any], table: str, dataset: ImageDataset, student: bool, teacher: bool, network: str
+) -> str:
     lines = [
         f"# {summary['preset']}, seed {summary['seed']}",
         "",
@@ -158,7 +167,7 @@ def _markdown(summary: dict[str, Any], table: str, dataset: ImageDataset, studen
         f"of {dataset.images.shape[-1]}x{dataset.images.shape[-1]}. It shows the method, not the quality.",
         "",
     ]
-    if student:
+    if student and teacher:
         lines += ["Left the teacher at 35 evaluations, right the student in one step, from the same noise:", ""]
         lines += ["![teacher and student](samples.png)", ""]
     lines += [f"{summary['samples']} samples each{', classes in turn' if dataset.num_classes else ''}:", "", table, ""]

@@ -1,7 +1,7 @@
 """A run's directory: found again by its configuration, locked while it is written, every file whole or absent.
 
 runs/00000-digits/
-    config.json  stats.jsonl  samples/*.png  snapshot-*.safetensors  training-state.pt
+    config.json  stats.jsonl  samples/*.png  snapshot-*.safetensors  ema-*.safetensors  state-*.pt
     report.md  report.json  *.png
 """
 
@@ -18,12 +18,16 @@ import torch
 from ctm_fast import __version__
 from ctm_fast.errors import CheckpointError, ConfigError, DataError
 from ctm_fast.files import atomic_write
-from ctm_fast.training.config import RunConfig, to_dict
+from ctm_fast.training.config import STAGES, RunConfig, to_dict
+
+KEPT_STATES = 2
+TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
+"""Copies of the files given."""
 
 
 @dataclass
 class RunDirectory:
-    """The files of one run; the lock is held while this object lives."""
+    """The files of one run; with :meth:`open`, its lock is held while this object lives."""
 
     path: Path
     config: RunConfig
@@ -70,15 +74,55 @@ class RunDirectory:
         """Where the weights of ``stage`` after ``step`` steps are kept."""
         return self.path / f"snapshot-{stage}-{step:06d}.safetensors"
 
-    def save_state(self, state: dict[str, Any]) -> None:
-        """Replace the training state; after a crash either this one or the one before is there, whole."""
-        atomic_write(self.path / "training-state.pt", lambda file: torch.save(state, file))
+    def last_snapshot(self, stage: str) -> Path:
+        """Where the weights of ``stage`` after its last step are kept."""
+        return self.snapshot(stage, self.config.steps(stage))
 
-    def load_state(self) -> dict[str, Any] | None:
-        """The last saved state, or None. Read without unpickling code; CheckpointError if it is damaged."""
-        path = self.path / "training-state.pt"
-        if not path.exists():
-            return None
+    @property
+    def teacher(self) -> Path:
+        """Where the run's teacher lies: its own last snapshot, or the copy of the one it was given."""
+        given = self.config.teacher_sha256
+        return self.path / TEACHER if given else self.snapshot("teacher", self.config.teacher.steps)
+
+    def average(self, name: str, stage: str, step: int) -> Path:
+        """Where the further average ``name`` of ``stage`` after ``step`` steps is kept."""
+        return self.path / f"ema-{name.replace(':', '_')}-{stage}-{step:06d}.safetensors"
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Add a training state; the one before it stays, in case this one is damaged later."""
+        name = f"state-{state['stage']}-{state['step']:06d}.pt"
+        atomic_write(self.path / name, lambda file: torch.save(state, file))
+        for path in self._states()[KEPT_STATES:]:
+            path.unlink()
+
+    def last_state(self) -> tuple[Path, dict[str, Any]] | None:
+        """The last saved state that is whole, and its file; None if none was saved.
+
+        A damaged one is told of and passed over. Raises CheckpointError if there are states, and none is whole.
+        """
+        damaged = []
+        for path in self._states():
+            try:
+                return path, self.read_state(path)
+            except CheckpointError as error:
+                damaged.append(error)
+                print(f"{error}; going back to the one before", flush=True)
+        if damaged:
+            raise damaged[0]
+        return None
+
+    def _states(self) -> list[Path]:
+        """Training states, the last first."""
+
+        def place(path: Path) -> tuple[int, int]:
+            _, stage, step = path.stem.split("-")
+            return STAGES.index(stage), int(step)
+
+        pattern = re.compile(rf"state-({'|'.join(STAGES)})-\d+\.pt")
+        return sorted((p for p in self.path.glob("state-*.pt") if pattern.fullmatch(p.name)), key=place, reverse=True)
+
+    def read_state(self, path: Path) -> dict[str, Any]:
+        """The state in ``path``, read without unpickling code; CheckpointError unless it is a whole one of this run."""
         try:
             with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
                 if (part := archive.testzip()) is not None:
@@ -92,6 +136,11 @@ class RunDirectory:
         if state["config"] != to_dict(self.config):
             raise CheckpointError(f"{path}: expected the state of a run of this configuration, got another's")
         return state
+
+    def prune(self, stage: str, keep: int) -> None:
+        """Remove the snapshots of ``stage`` but for the last ``keep``."""
+        for path in sorted(self.path.glob(f"snapshot-{stage}-*.safetensors"))[:-keep]:
+            path.unlink()
 
     def append_stats(self, line: dict[str, Any]) -> None:
         """Add a line to stats.jsonl; it has "stage" and "step"."""

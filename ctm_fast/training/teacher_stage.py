@@ -1,7 +1,5 @@
 """The first stage: an EDM denoiser (arXiv 2206.00364)."""
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,8 @@ from ctm_fast.ops import Stream
 from ctm_fast.training.batches import Batches
 from ctm_fast.training.config import RunConfig, TeacherConfig
 from ctm_fast.training.data import ImageDataset
-from ctm_fast.training.ema import update_ema
+from ctm_fast.training.execution import Execution
+from ctm_fast.training.precision import dtype_of
 from ctm_fast.training.regions import Regions
 from ctm_fast.training.stage import Stage
 
@@ -24,32 +23,28 @@ class TeacherStage(Stage):
     settings: TeacherConfig
     model: EDMDenoiser
 
-    def __init__(self, config: RunConfig, dataset: ImageDataset, device: torch.device, regions: Regions) -> None:
-        self.config = config
-        self.settings = config.teacher
+    def __init__(self, config: RunConfig, dataset: ImageDataset, execution: Execution, regions: Regions) -> None:
+        settings = config.teacher
         torch.manual_seed(config.stage_seed(self.name))
-        self.model = EDMDenoiser(build_network(config.network, s_branch=False), config.sigma_data).to(device).train()
-        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.settings.lr, foreach=True)
-        self.batches = Batches.of(config, self.name, self.settings.batch, dataset, device)
+        net = build_network(config.network, s_branch=False)
+        model = EDMDenoiser(net, config.sigma_data, dtype=dtype_of(config.precision))
+        super().__init__(config, settings, model, execution)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, foreach=True)
+        self.batches = Batches.of(config, self.name, settings.batch, dataset, execution.device)
         self.denoise = regions.compile("denoiser, forward and backward", self.model.denoise)
 
     def train_step(self, step: int) -> dict[str, Tensor]:
         """One update; the mean loss, exactly 1 for a network that returns zero on data of variance sigma_data^2."""
-        positions = slice(0, self.settings.batch)
-        x0, labels = self.batches.at(step, positions)
-        sigmas = draw_edm_sigmas(
-            positions,
-            seed=self.batches.seed,
-            step=step,
-            p_mean=self.settings.p_mean,
-            p_std=self.settings.p_std,
-        )
-        sigma = self.batches.tensor(sigmas)
-        x_t = x0 + sigma.view(-1, 1, 1, 1) * self.batches.noise(step, x0, Stream.TRAIN, positions)
-        loss = dsm_loss(self.denoise(x_t, sigma, labels), x0, sigma, sigma_data=self.config.sigma_data).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        update_ema(self.ema, self.model, self.settings.ema)
-        return {"loss": loss.detach()}
+        settings, batches = self.settings, self.batches
+        losses = []
+        for positions in self.pieces:
+            self.seed_dropout(step, positions)
+            x0, labels = batches.at(step, positions)
+            sigma = batches.tensor(
+                draw_edm_sigmas(positions, seed=batches.seed, step=step, p_mean=settings.p_mean, p_std=settings.p_std)
+            )
+            x_t = x0 + sigma.view(-1, 1, 1, 1) * batches.noise(step, x0, Stream.TRAIN, positions)
+            loss = dsm_loss(self.denoise(x_t, sigma, labels), x0, sigma, sigma_data=self.config.sigma_data)
+            self.scale(loss.sum() / self.share).backward()
+            losses.append(loss.detach())
+        return self.update({"loss": torch.cat(losses).mean()})

@@ -21,7 +21,7 @@ from ctm_fast.models import EDMDenoiser, load_model
 from ctm_fast.training import RunConfig, override, preset, train
 from ctm_fast.training.compile_report import break_even
 from ctm_fast.training.config import to_dict
-from ctm_fast.training.loop import _seed_dropout
+from ctm_fast.training.execution import Execution
 from ctm_fast.training.run_directory import RunDirectory
 from ctm_fast.training.teacher_stage import TeacherStage
 
@@ -42,7 +42,7 @@ TINY = (
     "snapshot_every=2",
     "log_every=3",
 )
-CPU = torch.device("cpu")
+CPU = Execution(torch.device("cpu"))
 TIMES = ("seconds", "images_per_second", "teacher_seconds")
 
 
@@ -168,11 +168,12 @@ POINTS = [
     ("tear", "open a", "stats.jsonl", 1),
     ("tear", "open w", "snapshot-teacher-000004.safetensors", 0),
     ("kill", "open w", "teacher-000004.png", 0),
-    ("kill", "open w", "training-state.pt", 1),  # the snapshot is there, its state is not
-    ("tear", "open w", "training-state.pt", 1),
-    ("kill", "os.rename", "training-state.pt", 1),
-    ("kill", "open w", "training-state.pt", 3),  # the teacher is whole, the student has no state yet
-    ("tear", "open w", "training-state.pt", 4),
+    ("kill", "open w", "state-teacher-000004.pt", 0),  # the snapshot is there, its state is not
+    ("tear", "open w", "state-teacher-000004.pt", 0),
+    ("kill", "os.rename", "state-teacher-000004.pt", 0),
+    ("kill", "os.remove", "state-teacher-000002.pt", 0),
+    ("kill", "open w", "state-ctm-000002.pt", 0),  # the teacher is whole, the student has no state yet
+    ("tear", "open w", "state-ctm-000004.pt", 0),
     ("tear", "open w", "report.json", 0),
     ("kill", "os.rename", "report.md", 0),
 ]
@@ -233,8 +234,7 @@ def test_goes_on_from_the_last_state(
 ) -> None:
     """It says from where, and does not make the steps before it again."""
     _, operations = uninterrupted
-    saves = [i for i, operation in enumerate(operations) if operation == ("open w", "training-state.pt")]
-    server(tmp_path / "runs", kill=saves[4])
+    server(tmp_path / "runs", kill=operations.index(("open w", "state-ctm-000004.pt")))
     _, operations, log = server(tmp_path / "runs")
     assert "going on after step 2 of ctm" in log
     made = [name for event, name in operations if event == "open w" and name.startswith("snapshot-")]
@@ -283,7 +283,7 @@ def test_two_processes_on_one_run(
 
 def test_leftovers_of_a_killed_process_go(config: RunConfig, tmp_path: Path) -> None:
     run = RunDirectory.open(tmp_path, config)
-    leftovers = [run.path / ".training-state.pt.123.tmp", run.path / "samples" / ".a.png.9.tmp"]
+    leftovers = [run.path / ".state-ctm-000002.pt.123.tmp", run.path / "samples" / ".a.png.9.tmp"]
     for path in leftovers:
         path.write_bytes(b"half a fi")
     del run  # and with it the lock
@@ -314,13 +314,30 @@ def test_damaged_state(
     config: RunConfig,
     uninterrupted: tuple[Path, list[tuple[str, str]]],
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     damage: str,
 ) -> None:
+    """The one before it is gone back to, in so many words, and the run ends as it would have."""
     copy = shutil.copytree(uninterrupted[0], tmp_path / "00000-digits")
     (copy / "report.md").unlink()
-    state = copy / "training-state.pt"
+    state = copy / "state-ctm-000005.pt"
     state.write_bytes(DAMAGES[damage](state.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"training-state\.pt: not a whole training state") as error:
+    train(config, tmp_path, CPU)
+    told = capsys.readouterr().out.splitlines()
+    assert "state-ctm-000005.pt: not a whole training state" in told[0]
+    assert told[0].endswith("going back to the one before")
+    assert "going on after step 4 of ctm" in told[1]
+    assert_same(copy, uninterrupted[0])
+
+
+def test_no_whole_state(config: RunConfig, uninterrupted: tuple[Path, list[tuple[str, str]]], tmp_path: Path) -> None:
+    copy = shutil.copytree(uninterrupted[0], tmp_path / "00000-digits")
+    (copy / "report.md").unlink()
+    states = sorted(copy.glob("state-*.pt"))
+    assert [state.name for state in states] == ["state-ctm-000004.pt", "state-ctm-000005.pt"]
+    for state in states:
+        state.write_bytes(_cut(state.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"state-ctm-000005\.pt: not a whole training state") as error:
         train(config, tmp_path, CPU)
     assert "\n" not in str(error.value)
     assert not (copy / "report.md").exists()
@@ -332,7 +349,8 @@ def test_state_of_another_run(
     other = override(config, ["seed=5"])
     run = train(other, tmp_path, CPU)
     (run / "report.md").unlink()
-    shutil.copy(uninterrupted[0] / "training-state.pt", run)
+    for state in run.glob("state-*.pt"):
+        shutil.copy(uninterrupted[0] / state.name, run)
     with pytest.raises(CheckpointError, match="another's"):
         train(other, tmp_path, CPU)
 
@@ -374,7 +392,7 @@ def test_every_file_says_what_it_is_of(config: RunConfig, uninterrupted: tuple[P
         assert metadata["config"] == tree
         assert (metadata["seed"], metadata["preset"]) == (config.seed, "digits")
         assert path.name == f"snapshot-{metadata['stage']}-{metadata['step']:06d}.safetensors"
-    state = torch.load(run / "training-state.pt", weights_only=True)
+    state = torch.load(run / "state-ctm-000005.pt", weights_only=True)
     assert state["config"] == tree
     assert (state["stage"], state["step"]) == ("ctm", 5)
 
@@ -382,7 +400,7 @@ def test_every_file_says_what_it_is_of(config: RunConfig, uninterrupted: tuple[P
 def test_the_snapshot_is_the_average(config: RunConfig, uninterrupted: tuple[Path, list[tuple[str, str]]]) -> None:
     run = uninterrupted[0]
     model, _ = load_model(run / "snapshot-ctm-000005.safetensors")
-    weights = torch.load(run / "training-state.pt", weights_only=True)["weights"]
+    weights = torch.load(run / "state-ctm-000005.pt", weights_only=True)["weights"]
     assert same(dict(model.state_dict()), dict(weights["ema"]))
     assert not same(dict(model.state_dict()), dict(weights["model"]))
     assert isinstance(load_model(run / "snapshot-teacher-000005.safetensors")[0], EDMDenoiser)
@@ -391,7 +409,7 @@ def test_the_snapshot_is_the_average(config: RunConfig, uninterrupted: tuple[Pat
 def test_divergence_is_told_and_not_saved(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"teacher: .*lower teacher\.lr"):
         train(override(config, ["teacher.lr=1e30"]), tmp_path, CPU)
-    assert not (tmp_path / "00000-digits" / "training-state.pt").exists()
+    assert not list((tmp_path / "00000-digits").glob("state-*"))
 
 
 def test_weights_that_diverge_in_the_last_update_are_not_saved(
@@ -409,7 +427,7 @@ def test_weights_that_diverge_in_the_last_update_are_not_saved(
     monkeypatch.setattr(TeacherStage, "train_step", diverging)
     with pytest.raises(DivergedError, match="expected finite weights"):
         train(override(config, ["teacher.steps=1"]), tmp_path / "runs", CPU)
-    assert not list(tmp_path.rglob("snapshot-*")) and not list(tmp_path.rglob("training-state.pt"))
+    assert not list(tmp_path.rglob("snapshot-*")) and not list(tmp_path.rglob("state-*"))
 
 
 def test_a_class_without_images_has_no_variance(tmp_path: Path) -> None:
@@ -428,16 +446,6 @@ def test_other_data_at_the_same_path_is_another_run(config: RunConfig, tmp_path:
         np.savez(path, arr_0=images + np.uint8(shift), arr_1=np.arange(20) % 10)
         names.append(train(small, outdir, CPU).name[:5])
     assert names == ["00000", "00001", "00000"]
-
-
-def test_dropout_differs_between_seeds_stages_and_steps() -> None:
-    draws = set()
-    for seed in (0, 1):
-        for stage in ("teacher", "ctm"):
-            for step in (0, 1):
-                _seed_dropout(override(preset("digits"), [f"seed={seed}"]).stage_seed(stage), step)
-                draws.add(tuple(torch.rand(4).tolist()))
-    assert len(draws) == 8
 
 
 @pytest.mark.parametrize(
