@@ -66,14 +66,14 @@ class Averages(Generic[Model]):
         averages.update(step)                     # after each update of the model, from 1
         averages.model_of("power:0.05")           # a module like the model, in eval mode
 
-    All start as the model is. The models of :meth:`model_of` are the averages themselves, and change with them. Sharded
-    parameters (DTensor) are averaged shard by shard.
+    All start as the model is. The models of :meth:`model_of` are the averages themselves, and change with them. FSDP's
+    models cannot be copied: make the averages first, then shard the model and theirs alike; shards are averaged.
 
     Args:
         model: in training; parameters float32 (others would not see the small weights of an average).
         names: see :func:`parse_average`.
 
-    Raises ConfigError for a name that means nothing or is there twice, TypeError naming a parameter that is not float32.
+    Raises ConfigError for a name that means nothing or is there twice, TypeError naming a parameter not in float32.
     """
 
     def __init__(self, model: Model, names: Sequence[str]) -> None:
@@ -125,7 +125,7 @@ def lerp(average: nn.Module, model: nn.Module, weight: float, *, found_inf: Tens
     """average <- average + weight (model - average) for every parameter, and average <- model for every buffer.
 
     Where ``found_inf``, a float32 scalar on the parameters' device, is not zero, nothing changes. A target network that
-    follows at a rate of its own is ``lerp(target, model, 1 - rate)``, a copy ``lerp(target, model, 1.0)``.
+    follows at a rate of its own is ``lerp(target, model, 1 - rate)``.
     """
     # The step of fused SGD for the gradient model - average, which is a loss gradient of `model` and weight decay -1:
     # one pass, and it minds the flag.

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm_fast.distributed import all_sum
 from ctm_fast.errors import ConfigError, DivergedError
 
 GRADIENTS = "gradients"
@@ -21,7 +22,7 @@ class FiniteGuard:
         averages.update(step, found_inf=found_inf)
         skipped = guard.gather("ctm")             # now and then: waits for the device
 
-    With several ranks a step counts on all of them or on none: the flags are reduced.
+    With several ranks a step counts on all of them or on none: each calls :meth:`check`, and one flag voids the step.
 
     Args:
         limit: voided steps in a row that end the run.
@@ -37,7 +38,7 @@ class FiniteGuard:
         self._names: tuple[str, ...] = ()
         self._skipped, self._row, self._first = torch.zeros((3,), dtype=torch.int64, device=device).unbind()
         self._over = torch.zeros((), dtype=torch.bool, device=device)
-        self._blamed = torch.zeros((0,), device=device)
+        self._blamed = torch.zeros((0,), dtype=torch.bool, device=device)
 
     @torch.no_grad()
     def check(self, step: int, losses: Mapping[str, Tensor], gradient_norm: Tensor) -> Tensor:
@@ -46,20 +47,18 @@ class FiniteGuard:
         ``losses`` are of any shapes, under the same names at every step; ``step`` is what an error will name.
         """
         found = {**losses, GRADIENTS: gradient_norm}
-        bad = torch.stack([value.detach().isfinite().logical_not().any() for value in found.values()]).float()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+        bad = torch.stack([value.detach().isfinite().logical_not().any() for value in found.values()])
+        bad = all_sum(bad) > 0
         if self._names != tuple(found):
             self._names, self._blamed = tuple(found), torch.zeros_like(bad)
-        found_inf = bad.amax()
-        skip = found_inf.long()
+        skip = bad.any()
         self._skipped += skip
         self._row.add_(1).mul_(skip)
         begins = (self._row == 1) & ~self._over
         self._first.masked_fill_(begins, step)
         self._blamed = torch.where(begins, bad, self._blamed)
         self._over |= self._row >= self.limit
-        return found_inf
+        return skip.float()
 
     def gather(self, stage: str) -> int:
         """How many steps have been voided since the start of ``stage``; waits for the device.
@@ -75,7 +74,7 @@ class FiniteGuard:
         return int(self._skipped)
 
     def state_dict(self) -> dict[str, Any]:
-        """The count, and the row that a resumed run goes on with."""
+        """The count, and the row that a resumed run goes on with; waits for the device."""
         return {"skipped": self._skipped, "row": self._row, "first": self._first, "blamed": self._blamed_names()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -84,7 +83,7 @@ class FiniteGuard:
         self._row.copy_(state["row"])
         self._first.copy_(state["first"])
         self._names = tuple(state["blamed"])
-        self._blamed = torch.tensor(list(state["blamed"].values()), device=self._row.device)
+        self._blamed = torch.tensor(list(state["blamed"].values()), dtype=torch.bool, device=self._row.device)
 
-    def _blamed_names(self) -> dict[str, float]:
+    def _blamed_names(self) -> dict[str, bool]:
         return dict(zip(self._names, self._blamed.tolist(), strict=True))

@@ -1,7 +1,8 @@
 """Power-function averages of a trajectory, and any of them from snapshots of others (EDM2, arXiv 2312.02696).
 
 The profile of an average of exponent gamma at time t is p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) for tau in
-[0, t] (Eq. 121): how much of the weights at time tau is in it. Its width sigma_rel is the standard deviation of tau / t.
+[0, t] (Eq. 121): how much of the weights at time tau is in it. Its width sigma_rel is the standard deviation of
+tau / t.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ class Profile:
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """The exponent gamma >= 0 of a width, the inverse of :func:`sigma_rel_of`: Algorithm 2.
+    """The exponent gamma >= 0 of a width, the inverse of :func:`sigma_rel_of`: Eq. 126, Algorithm 2.
 
     Raises ConfigError unless 0 < sigma_rel < :data:`WIDEST`.
     """
@@ -37,12 +38,12 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 def sigma_rel_of(gamma: float) -> float:
-    """The width of an exponent: (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2), Eq. 126."""
+    """The width of an exponent: (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2), Eq. 123."""
     return ((gamma + 1) / (gamma + 3)) ** 0.5 / (gamma + 2)
 
 
 def inner_products(a: Sequence[Profile], b: Sequence[Profile]) -> NDArray[np.float64]:
-    """The integral over tau of p_i p_j for each profile i of ``a`` and j of ``b``: Algorithm 3, p_dot_p."""
+    """The integral over tau of p_i p_j for each profile i of ``a`` and j of ``b``: Eq. 151."""
     t_a, gamma_a = (column[:, None] for column in _columns(a))
     t_b, gamma_b = (column[None, :] for column in _columns(b))
     ratio = (t_a / t_b) ** np.where(t_a < t_b, gamma_b, -gamma_a)
@@ -53,7 +54,8 @@ def solve_weights(known: Sequence[Profile], wanted: Profile) -> tuple[NDArray[np
     """Weights x of the averages ``known`` whose sum comes closest to ``wanted``, and how close that is.
 
     Least squares over profiles, Algorithm 3, with the sum of x held at 1, so that what training leaves alone comes out
-    as it is; from few snapshots the paper's own sum is several percent off. The second value is ||sum_i x_i p_i - p|| / ||p||, norms over tau.
+    as it is (the published code scales them to that sum afterwards). The second value is
+    ||sum_i x_i p_i - p|| / ||p||, norms over tau.
     """
     A = inner_products(known, known)
     b = inner_products(known, [wanted])[:, 0]

@@ -18,8 +18,8 @@ class RAdam(torch.optim.Optimizer):
         theta <- theta - lr / (1 - beta1^t) m r sqrt(1 - beta2^t) / (sqrt(v) + eps)      where rho > 5
         theta <- theta - lr / (1 - beta1^t) m                                            in the first steps
 
-    The same as ``torch.optim.RAdam`` to rounding, with the same state, but PyTorch's fused Adam makes the pass: it reads
-    and writes each tensor once. As other fused optimizers of PyTorch it takes two attributes that are set before
+    The same as ``torch.optim.RAdam`` to rounding, with the same state, but PyTorch's fused Adam makes the pass: it
+    reads and writes each tensor once. As other fused optimizers of PyTorch it takes two attributes that are set before
     :meth:`step`: where ``found_inf`` (float32 scalar on the device) is not zero, the step changes nothing, neither
     parameters nor state; gradients are divided by ``grad_scale`` (likewise) in the pass. The host waits for the device
     only in the first steps, to learn when rho passes 5.
@@ -92,7 +92,8 @@ class RAdam(torch.optim.Optimizer):
         torch._fused_adam_(
             [in_memory_order(parameter) for parameter in parameters],
             [in_order_of(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None],
-            *([in_memory_order(state[name]) for state in states] for name in _MOMENTS),
+            [in_memory_order(state["exp_avg"]) for state in states],
+            [in_memory_order(state["exp_avg_sq"]) for state in states],
             [],
             [torch.full_like(steps[0], _LATE)] * len(parameters),
             lr=rate.float(),
