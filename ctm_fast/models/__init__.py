@@ -1,6 +1,6 @@
 """Networks F_theta and the two model classes that every other floor talks to."""
 
-from ctm_fast.models.checkpoint import load_model, save_model
+from ctm_fast.models.checkpoint import combine_models, load_model, read_metadata, save_model
 from ctm_fast.models.config import NETWORKS, NetworkConfig, network_preset
 from ctm_fast.models.convert import S_INITS, from_published, student_from_teacher, to_published
 from ctm_fast.models.ctm import CTM
@@ -18,10 +18,12 @@ __all__ = [
     "NetworkConfig",
     "UNet",
     "build_network",
+    "combine_models",
     "describe",
     "from_published",
     "load_model",
     "network_preset",
+    "read_metadata",
     "save_model",
     "student_from_teacher",
     "to_published",

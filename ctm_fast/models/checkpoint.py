@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,46 @@ def load_model(
     net.load_state_dict(_weights(path, expected, identity), assign=True)
     model = kind(net, sigma_data, dtype=dtype)
     return model.eval().requires_grad_(False).to(device), {**metadata, "network": network}
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata that a model was saved with, without its weights; CheckpointError if ``path`` is no such file."""
+    path = Path(path)
+    header, _, _ = _read(path)
+    try:
+        return dict(json.loads(header["metadata"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the description of the model does not fit: {_reason(error)}") from error
+
+
+def combine_models(
+    paths: Sequence[Path], weights: Sequence[float], progress: Callable[[list[str]], Iterable[str]] = iter
+) -> CTM | EDMDenoiser:
+    """The model whose parameters are sum_i weights[i] * (those in paths[i]), summed in float64; in eval mode.
+
+    Buffers are those of the last file. Takes the memory of one model and one tensor, however many files there are.
+
+    Args:
+        paths: files written by :func:`save_model`, of one network.
+        weights: as many.
+        progress: given the names of the parameters, goes through them: a bar, say.
+
+    Raises CheckpointError naming the first file that cannot be read, or holds another network than the last.
+    """
+    model, _ = load_model(paths[-1])
+    expected = model.net.state_dict()
+    identities = []
+    for path in paths:
+        _, kinds, identity = _read(path)
+        _check_weights(path, kinds, expected)
+        identities.append(identity)
+    parameters = dict(model.net.named_parameters())
+    for name in progress(list(parameters)):
+        total = torch.zeros_like(parameters[name], dtype=torch.float64)
+        for path, weight, identity in zip(paths, weights, identities, strict=True):
+            total.add_(_weights(path, {name: expected[name]}, identity)[name], alpha=weight)
+        parameters[name].copy_(total)
+    return model
 
 
 def _check_weights(path: Path, kinds: Mapping[str, str], expected: Mapping[str, torch.Tensor]) -> None:
