@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ctm_fast.data import MAX_CLASSES
 from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.errors import ConfigError, LevelError
 from ctm_fast.losses.distance import DISTANCES
@@ -20,8 +21,6 @@ from ctm_fast.models import ARCHITECTURES, S_INITS, NetworkConfig, build_network
 from ctm_fast.models.unet import Weightless
 
 STAGES = ("teacher", "ctm")
-MAX_CLASSES = 65536
-"""A label from here on is a mistake (a hash, a byte order), not a class to make a one-hot column for."""
 _FILLED_IN = {
     "preset": "--preset chooses",
     "data_sha256": "the run fills in",
@@ -34,7 +33,7 @@ class DataConfig:
     """What is trained on."""
 
     source: str = "digits"
-    """``digits`` (in the package), ``fashion-mnist``, or a path: see ``training/data.py``."""
+    """``digits`` (in the package), ``fashion-mnist``, or a path: see :func:`ctm_fast.data.load_dataset`."""
     conditional: bool = True
     """Whether the labels condition the network."""
     flip: bool = False

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor
 
+from ctm_fast.data import ImageDataset
 from ctm_fast.diffusion.draws import draw_dsm_sigmas, draw_jumps
 from ctm_fast.diffusion.ode import solve_heun
 from ctm_fast.losses import adaptive_weight, distance, dsm_loss
@@ -13,7 +14,6 @@ from ctm_fast.models import CTM, EDMDenoiser, UNet, student_from_teacher
 from ctm_fast.ops import Stream, precond_combine, precond_input
 from ctm_fast.training.batches import Batches
 from ctm_fast.training.config import CTMConfig, RunConfig
-from ctm_fast.training.data import ImageDataset
 from ctm_fast.training.ema import update_ema
 from ctm_fast.training.pullback import accumulate, forward_cut, pull_tail
 from ctm_fast.training.regions import Regions

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
+from ctm_fast.data import ImageDataset, load_dataset
 from ctm_fast.errors import CheckpointError, ConfigError, DataError
 from ctm_fast.files import atomic_write
 from ctm_fast.models import EDMDenoiser, load_model
 from ctm_fast.training.compile_report import measure
 from ctm_fast.training.config import RunConfig, check_sizes
 from ctm_fast.training.ctm_stage import CTMStage
-from ctm_fast.training.data import ImageDataset, load_dataset
 from ctm_fast.training.loop import run_stage
 from ctm_fast.training.regions import Regions
 from ctm_fast.training.report import write_report

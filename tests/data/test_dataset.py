@@ -1,4 +1,4 @@
-"""Data sets of every form are read exactly, bad ones refused in one line, and the order of samples is as promised."""
+"""Data sets of every form are read exactly, bad ones refused in one line."""
 
 import gzip
 import io
@@ -14,10 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ctm_fast.diffusion.images import to_float, to_uint8
+from ctm_fast.data import load_dataset, sources, write_edm_zip
 from ctm_fast.errors import DataError
-from ctm_fast.training import data
-from ctm_fast.training.data import batch_indices, epoch_order, load_dataset, write_edm_zip
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
 LABELS = np.array([2, 0, 1, 2, 1, 0, 2])
@@ -125,7 +123,7 @@ def test_idx_at_28_32_and_16(tmp_path):
 
 
 def test_fashion_mnist():
-    if not data.FASHION_MNIST.is_dir():
+    if not sources.FASHION_MNIST.is_dir():
         pytest.skip("apt-get install dataset-fashion-mnist")
     fashion = load_dataset("fashion-mnist", resolution=16, channels=1, labels=True)
     assert fashion.images.shape == (60000, 1, 16, 16)
@@ -133,7 +131,7 @@ def test_fashion_mnist():
 
 
 def test_fashion_mnist_absent_says_where_from(monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(sources, "FASHION_MNIST", tmp_path)
     with pytest.raises(DataError, match=r"apt-get install dataset-fashion-mnist.*--data DIR"):
         load_dataset("fashion-mnist", resolution=16, labels=True)
 
@@ -180,7 +178,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "zip of mixed sizes": (
         lambda d: write_zip(d / "a.zip", {f"{i}.png": grey(8 + i // 2) for i in range(9)}, []),
-        r"expected images of 8x8x1, got '2.png' \(9x9x1\), '3.png' \(9x9x1\), '4.png' \(10x10x1\)$",
+        r"expected images of 8x8x1, got '2.png' \(9x9x1\), '3.png' \(9x9x1\), '4.png' \(10x10x1\) "
+        r"and 4 more \(7 of 9 images\); `python -m ctm_fast.dataset` makes images of one size$",
     ),
     "zip of mixed modes": (
         lambda d: write_zip(d / "a.zip", {"0.png": grey(8), "1.png": Image.new("RGB", (8, 8))}, []),
@@ -323,69 +322,3 @@ def test_zip_writer_refuses(tmp_path, images, labels, message):
     with pytest.raises(DataError, match=message):
         write_edm_zip(tmp_path / "a.zip", images, labels)
     assert not list(tmp_path.iterdir())
-
-
-# The order of samples
-
-
-@pytest.mark.parametrize(("n", "batch_size"), [(7, 3), (12, 4), (5, 13), (1, 4), (100, 7)])
-def test_each_epoch_visits_each_sample_once(n, batch_size):
-    epochs = 6
-    steps = -(-n * epochs // batch_size)
-    stream = torch.cat([batch_indices(n, batch_size, seed=3, step=step) for step in range(steps)])
-    assert stream.dtype == torch.int64
-    assert len(stream) == steps * batch_size
-    for epoch in stream[: n * epochs].reshape(epochs, n):
-        assert sorted(epoch.tolist()) == list(range(n))
-
-
-def test_batches_are_the_stream_of_epochs_cut():
-    stream = np.concatenate([epoch_order(10, 5, epoch) for epoch in range(7)])
-    for step in (0, 3, 16, 1):  # in any order: no state
-        assert batch_indices(10, 4, seed=5, step=step).tolist() == stream[4 * step : 4 * step + 4].tolist()
-
-
-def test_the_order_is_fixed_for_good():
-    """Raw Philox words; a NumPy that ordered otherwise would break every resumed run."""
-    assert epoch_order(10, 1, 2).tolist() == [2, 9, 0, 5, 1, 6, 8, 7, 3, 4]
-
-
-def test_orders_differ_by_seed_and_epoch():
-    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(4) for epoch in range(4)}
-    assert len(orders) == 16
-
-
-def test_every_place_is_equally_likely():
-    """Where sample 0 lands in 4,000 epochs of 8: chi-squared with 7 degrees of freedom, 24.3 is its 99.9th centile."""
-    places = np.bincount([int(np.argmin(epoch_order(8, 0, epoch))) for epoch in range(4000)], minlength=8)
-    assert ((places - 500.0) ** 2 / 500).sum() < 24.3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "name"), [((0, 4, 0, 0), "n"), ((4, 0, 0, 0), "batch_size"), ((4, 4, 0, -1), "step")]
-)
-def test_batch_indices_refuses(arguments, name):
-    with pytest.raises(ValueError, match=f"^{name}: expected at least"):
-        batch_indices(*arguments)
-
-
-# uint8 and float
-
-
-def test_uint8_to_float_and_back_is_exact():
-    values = torch.arange(256, dtype=torch.uint8)
-    images = to_float(values)
-    assert (images.min(), images.max()) == (-1, 1)
-    assert torch.equal(to_uint8(images), values)
-
-
-def test_to_uint8_rounds_and_clamps():
-    grey_levels = torch.tensor([-3.0, 0.4, 0.6, 99.4, 99.6, 300.0])
-    assert to_uint8(grey_levels / 127.5 - 1).tolist() == [0, 0, 1, 99, 100, 255]
-
-
-def test_to_float_and_to_uint8_refuse_each_others_input():
-    with pytest.raises(TypeError, match=r"images: expected uint8, got torch.float32"):
-        to_float(torch.zeros(2))
-    with pytest.raises(TypeError, match=r"images: expected a floating-point dtype, got torch.uint8"):
-        to_uint8(torch.zeros(2, dtype=torch.uint8))
