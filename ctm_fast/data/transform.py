@@ -39,7 +39,7 @@ def center_crop(image: Image.Image, name: str, resolution: int) -> Image.Image:
 def center_crop_dhariwal(image: Image.Image, name: str, resolution: int) -> Image.Image:
     """Halved while the shorter side has twice the resolution or more, that side fitted, the middle cut out.
 
-    Halves by the mean of 2x2 pixels, fits by a bicubic filter (arXiv 2105.05233, guided-diffusion's ImageNet; that of
+    Halves by Pillow's box filter, fits by its bicubic one (arXiv 2105.05233, guided-diffusion's ImageNet; that of
     the published CTM, consistency models and EDM). A smaller image is enlarged.
     """
     while min(image.size) >= 2 * resolution:

@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import pickle
-import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,35 +15,10 @@ from PIL import Image
 
 from ctm_fast.data import load_dataset, sources, write_edm_zip
 from ctm_fast.errors import DataError
+from tests.data.forms import write_mnist, write_npz, write_zip
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
 LABELS = np.array([2, 0, 1, 2, 1, 0, 2])
-
-
-def write_npz(path: Path, *arrays: object) -> Path:
-    np.savez(path, *arrays)
-    return path
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
-    with gzip.open(path, "wb") as file:
-        file.write(header + array.tobytes())
-
-
-def write_mnist(directory: Path, pixels: np.ndarray, labels: np.ndarray) -> Path:
-    write_idx(directory / "train-images-idx3-ubyte.gz", pixels)
-    write_idx(directory / "train-labels-idx1-ubyte.gz", labels)
-    return directory
-
-
-def write_zip(path: Path, images: dict[str, Image.Image], labels: object) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, image in images.items():
-            with archive.open(name, "w") as file:
-                image.save(file, "PNG")
-        archive.writestr("dataset.json", json.dumps({"labels": labels}))
-    return path
 
 
 def grey(size: int, value: int = 0) -> Image.Image:
@@ -128,6 +102,30 @@ def test_fashion_mnist():
     fashion = load_dataset("fashion-mnist", resolution=16, channels=1, labels=True)
     assert fashion.images.shape == (60000, 1, 16, 16)
     assert fashion.labels.bincount().tolist() == [6000] * 10
+
+
+def test_the_test_split_of_idx(tmp_path):
+    write_mnist(tmp_path, np.zeros((3, 8, 8), np.uint8), np.zeros(3, np.uint8))
+    pixels = np.random.default_rng(3).integers(0, 256, (2, 8, 8), dtype=np.uint8)
+    write_mnist(tmp_path, pixels, np.array([1, 4], np.uint8), "t10k")
+    read = load_dataset(tmp_path, resolution=8, labels=True, split="test")
+    assert read.images[:, 0].tolist() == pixels.tolist()
+    assert read.labels.tolist() == [1, 4]
+    assert len(load_dataset(tmp_path, resolution=8, labels=True).images) == 3
+
+
+def test_no_other_split_is_made_up(tmp_path):
+    with pytest.raises(DataError, match=r"^split: expected train, as digits has no test split, got test$"):
+        load_dataset("digits", resolution=8, labels=True, split="test")
+    write_npz(tmp_path / "a.npz", PIXELS)
+    write_zip(tmp_path / "a.zip", {"0.png": grey(8)}, None)
+    (tmp_path / "folder").mkdir()
+    grey(8).save(tmp_path / "folder" / "0.png")
+    for source in ("a.npz", "a.zip", "folder"):
+        with pytest.raises(DataError, match=f"^split: expected train, as .*{source} has no test split"):
+            load_dataset(tmp_path / source, resolution=8, labels=False, split="test")
+        with pytest.raises(DataError, match=r"^split: expected train or test, got 'val'$"):
+            load_dataset(tmp_path / source, resolution=8, labels=False, split="val")
 
 
 def test_fashion_mnist_absent_says_where_from(monkeypatch, tmp_path):
