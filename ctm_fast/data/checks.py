@@ -41,20 +41,22 @@ def check_split(source: object, split: str, has_test: bool) -> None:
 
 def check_pixels(path: Path, pixels: Any, resolution: int, channels: int | None) -> None:
     """Raise DataError unless ``pixels`` is uint8 [N, resolution, resolution, channels], N at least 1."""
-    check_form(path, pixels)
+    check_images(path, pixels)
     if pixels.shape[1:3] != (resolution, resolution):
         expected, got = size((resolution, resolution)), size(pixels.shape[1:3])
         raise DataError(f"data: {path}: expected images of {expected}, got {got}")
-    if pixels.shape[3] not in ((1, 3) if channels is None else (channels,)):
-        raise DataError(f"data: {path}: expected {channels or '1 or 3'} channels, got {pixels.shape[3]}")
+    if channels is not None and pixels.shape[3] != channels:
+        raise DataError(f"data: {path}: expected {channels} channels, got {pixels.shape[3]}")
 
 
-def check_form(path: Path, pixels: Any) -> None:
-    """Raise DataError unless ``pixels`` is uint8 [N, H, W, C], N at least 1."""
+def check_images(path: Path, pixels: Any) -> None:
+    """Raise DataError unless ``pixels`` is uint8 [N, H, W, C], N at least 1, C 1 or 3."""
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         raise DataError(f"data: {path}: expected uint8 [N, H, W, C], got {pixels.dtype} {list(pixels.shape)}")
     if len(pixels) == 0:
         raise DataError(f"data: {path}: expected at least one image, got none")
+    if pixels.shape[3] not in (1, 3):
+        raise DataError(f"data: {path}: expected 1 or 3 channels, got {pixels.shape[3]}")
 
 
 def check_labels(path: Path, labels: Any, n: int) -> None:

@@ -72,17 +72,15 @@ def load_dataset(
     with open_source(source, resolution=resolution, labels=labels, split=split) as found:
         path, classes = found.path, found.labels
         if isinstance(found, Arrays):
-            pixels = found.pixels
-            check_pixels(path, pixels, resolution, channels)
-            count = len(pixels)
-        else:
-            count = found.count
+            check_pixels(path, found.pixels, resolution, channels)
         if classes is not None:
-            check_labels(path, classes, count)
-        if not isinstance(found, Arrays):
+            check_labels(path, classes, found.count)
+        if isinstance(found, Arrays):
+            pixels = np.ascontiguousarray(found.pixels.transpose(0, 3, 1, 2))
+        else:
             pixels = decode_all(found, resolution, channels)
     name = str(source) if source in WORDS else Path(path.name.removesuffix(".gz")).stem
-    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    images = torch.from_numpy(pixels)
     if classes is None:
         return ImageDataset(name, images, None, 0)
     return ImageDataset(name, images, torch.from_numpy(classes.astype(np.int64)), int(classes.max()) + 1)

@@ -12,7 +12,7 @@ _REMEDY = "`python -m ctm_fast.dataset` makes images of one size"
 
 
 def decode_all(source: ImageFiles, resolution: int, channels: int | None) -> Pixels:
-    """The pixels [count, resolution, resolution, C] of all images, the same with any number of threads.
+    """All images as [count, C, resolution, resolution] uint8, the same with any number of threads.
 
     C is ``channels``, or else that of the first image that can be taken. Raises DataError, which counts all that
     cannot. Beside the array there are never more than a few blocks of images in memory.
@@ -39,8 +39,8 @@ def decode_all(source: ImageFiles, resolution: int, channels: int | None) -> Pix
             continue
         misfits.see(None)
         if pixels is None:
-            pixels = np.empty((source.count, *image.shape), np.uint8)
-        pixels[i] = image
+            pixels = np.empty((source.count, image.shape[2], resolution, resolution), np.uint8)
+        pixels[i] = image.transpose(2, 0, 1)
     if misfits or pixels is None:
         misfits.refuse(resolution, channels)
     return pixels

@@ -20,6 +20,11 @@ class Arrays:
     pixels: Any
     labels: Any
 
+    @property
+    def count(self) -> int:
+        """Of images."""
+        return len(self.pixels)
+
 
 @dataclass(frozen=True)
 class ImageFile:

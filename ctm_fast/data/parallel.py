@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 from tqdm import tqdm
 
-_BLOCK = 32  # images: handing one to a thread takes as long as decoding a small one
+_BLOCK = 16  # images: handing one to a thread takes as long as decoding a small one
 _AHEAD = 2  # blocks for each thread
 
 Item = TypeVar("Item")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ctm_fast.data.checks import check_form, check_labels, size
+from ctm_fast.data.checks import check_images, check_labels, size
 from ctm_fast.data.decode import SIZE, Misfit, convert, decode
 from ctm_fast.data.edm_zip import picture, png, write_pngs
 from ctm_fast.data.images import Arrays, ImageFiles, Pixels
@@ -16,7 +16,6 @@ from ctm_fast.data.misfits import Misfits
 from ctm_fast.data.parallel import in_order
 from ctm_fast.data.sources import open_source
 from ctm_fast.data.transform import TRANSFORMS
-from ctm_fast.errors import DataError
 from ctm_fast.files import atomic_write
 
 Picture = tuple[str, Callable[[], Image.Image]]
@@ -44,8 +43,8 @@ def repack(
 ) -> Repacked:
     """Write the images of ``source`` to the zip ``destination``, in the order in which ``load_dataset`` reads them.
 
-    Neither all images nor the whole file are ever in memory. The bytes depend on the source, the arguments and the
-    versions of Pillow and zlib alone.
+    Of image files only a few are in memory at a time (arrays, such as npz and CIFAR-10, are read whole), of the zip its
+    table of contents. Its bytes depend on the source, the arguments and the versions of Pillow and zlib alone.
 
     Args:
         source: any form of :func:`ctm_fast.data.load_dataset`; its images may have any sizes.
@@ -61,25 +60,17 @@ def repack(
     """
     fit = resolution if transform == "none" else None
     with open_source(source, resolution=fit, labels=labels, split=split) as found:
-        total = _count(found)
-        count = total if max_images is None else min(max_images, total)
+        if isinstance(found, Arrays):
+            check_images(found.path, found.pixels)
+        count = found.count if max_images is None else min(max_images, found.count)
         classes = None
         if found.labels is not None:
-            check_labels(found.path, found.labels, total)
+            check_labels(found.path, found.labels, found.count)
             classes = found.labels[:count].tolist()
         pictures = islice(_pictures(found, conversion), count)
         pngs = _pngs(pictures, Misfits(found.path, count), resolution, transform)
         atomic_write(destination, lambda file: write_pngs(file, pngs, classes))
     return Repacked(count, 0 if classes is None else max(classes) + 1)
-
-
-def _count(found: Arrays | ImageFiles) -> int:
-    if isinstance(found, ImageFiles):
-        return found.count
-    check_form(found.path, found.pixels)
-    if found.pixels.shape[3] not in (1, 3):
-        raise DataError(f"data: {found.path}: expected 1 or 3 channels, got {found.pixels.shape[3]}")
-    return len(found.pixels)
 
 
 def _pictures(found: Arrays | ImageFiles, conversion: str | None) -> Iterator[Picture]:

@@ -2,6 +2,7 @@
 
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +115,7 @@ def write_parquet(
 ) -> Path:
     """``rows``: indices of PNGS; ``more``: further columns, or others in place of those."""
     pyarrow = pytest.importorskip("pyarrow", reason="parquet needs the extra data")
-    from pyarrow import parquet
+    parquet = pytest.importorskip("pyarrow.parquet")
 
     columns = {
         image: [{"bytes": PNGS[i], "path": f"{i}.png"} for i in rows],
@@ -359,8 +360,6 @@ def test_any_number_of_threads_gives_the_same(tmp_path, threads):
 
 def test_threads_decode_side_by_side(tmp_path, threads, monkeypatch):
     """Two images wait for each other: on one thread they would wait for ever."""
-    import threading
-
     barrier = threading.Barrier(2, timeout=20)
     read = Path.read_bytes
 
