@@ -11,9 +11,9 @@ from torch import Tensor
 
 from benchmarks.harness import COMPILED, DEVICE, EAGER, Way, check_default, compare
 from benchmarks.networks import DEFAULTS, DIGITS
+from ctm_fast.data import load_dataset
 from ctm_fast.models import EDMDenoiser, build_network
 from ctm_fast.training.ctm_stage import CTMStage, distance_of
-from ctm_fast.training.data import load_dataset
 from ctm_fast.training.execution import Execution
 from ctm_fast.training.regions import Regions
 from ctm_fast.training.student import fresh_student

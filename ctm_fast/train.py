@@ -55,7 +55,7 @@ def _parser() -> runtime.Parser:
     parser = runtime.Parser(prog="python -m ctm_fast.train", description=__doc__)
     add = parser.add_argument
     add("--preset", default="digits", help=f"{', '.join(PRESETS)} (default: digits)")
-    add("--data", metavar="SOURCE", help="digits, fashion-mnist, or a path: see the README (default: the preset's)")
+    add("--data", metavar="SOURCE", help="digits, fashion-mnist, a .zip, .npz, .tar, .tar.gz, .parquet or directory")
     add("--outdir", type=Path, default=Path("runs"), help="where run directories are made (default: runs)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
     add("--seed", type=int, help="of weights, data order, levels and noise (default: the preset's)")

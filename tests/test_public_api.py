@@ -20,6 +20,7 @@ MODULES = sorted(
 )
 PACKAGES = [
     "ctm_fast.analytic",
+    "ctm_fast.data",
     "ctm_fast.diffusion",
     "ctm_fast.evaluation",
     "ctm_fast.losses",

@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ctm_fast.data import ImageDataset, batch_indices
 from ctm_fast.diffusion.draws import draw_flips
 from ctm_fast.diffusion.images import to_float
 from ctm_fast.ops import Stream, philox_normal
 from ctm_fast.training.config import RunConfig
-from ctm_fast.training.data import ImageDataset, batch_indices
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ctm_fast.data import MAX_CLASSES
 from ctm_fast.diffusion.draws import DSM_LAWS, K_STRATEGIES, S_STRATEGIES
 from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.errors import ConfigError
@@ -29,8 +30,6 @@ SCOPES = ("global", "microbatch")
 PRECISIONS = ("fp32", "bf16", "fp16")
 FAKES = ("estimate", "jump")
 FEATURES = ("efflite0", "deit", "indomain")
-MAX_CLASSES = 65536
-"""A label from here on is a mistake (a hash, a byte order), not a class to make a one-hot column for."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class DataConfig:
     """What is trained on."""
 
     source: str = "digits"
-    """``digits`` (in the package), ``fashion-mnist``, or a path: see ``training/data.py``."""
+    """``digits`` (in the package), ``fashion-mnist``, or a path: see :func:`ctm_fast.data.load_dataset`."""
     conditional: bool = True
     """Whether the labels condition the network."""
     flip: bool = False

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ctm_fast.data import ImageDataset
 from ctm_fast.diffusion.draws import draw_dsm_sigmas, draw_jumps
 from ctm_fast.distributed import all_mean
 from ctm_fast.errors import ConfigError
@@ -13,7 +14,6 @@ from ctm_fast.ops import Stream
 from ctm_fast.training.batches import Batches
 from ctm_fast.training.config import CTMConfig, RunConfig
 from ctm_fast.training.ctm_step import Adversary, CTMStep, Piece
-from ctm_fast.training.data import ImageDataset
 from ctm_fast.training.execution import Execution
 from ctm_fast.training.precision import dtype_of
 from ctm_fast.training.regions import Regions

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ctm_fast.data import ImageDataset
 from ctm_fast.diffusion.images import to_float
 from ctm_fast.errors import ConfigError
 from ctm_fast.evaluation.classifier import train_classifier
 from ctm_fast.models.features import DeiT, EfficientNetLite0, FeatureNetwork, freeze
 from ctm_fast.models.features.network import resize
 from ctm_fast.training.config import RunConfig
-from ctm_fast.training.data import ImageDataset
 
 _MOST = 50_000  # images that the classifier of ``indomain`` is trained on
 

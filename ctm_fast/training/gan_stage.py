@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm_fast.data import ImageDataset
 from ctm_fast.losses import AdversarialLoss
 from ctm_fast.losses.distance import Distance
 from ctm_fast.models import CTM, EDMDenoiser
@@ -14,7 +15,6 @@ from ctm_fast.models.features import FeatureNetwork, feature_shapes
 from ctm_fast.training.config import GANConfig, RunConfig
 from ctm_fast.training.ctm_stage import CTMStage
 from ctm_fast.training.ctm_step import Adversary
-from ctm_fast.training.data import ImageDataset
 from ctm_fast.training.execution import Execution
 from ctm_fast.training.regions import Regions
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from ctm_fast.data import ImageDataset, load_dataset
 from ctm_fast.distributed import agree, of_first, wait_for_all
 from ctm_fast.errors import CheckpointError, ConfigError, DataError, UserError
 from ctm_fast.files import atomic_write
@@ -15,7 +16,6 @@ from ctm_fast.models.features import FeatureNetwork
 from ctm_fast.training.compile_report import measure
 from ctm_fast.training.config import RunConfig, check_sizes, to_dict
 from ctm_fast.training.ctm_stage import CTMStage, distance_of
-from ctm_fast.training.data import ImageDataset, load_dataset
 from ctm_fast.training.execution import Execution
 from ctm_fast.training.features import feature_networks, named
 from ctm_fast.training.gan_stage import GANStage

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
+from ctm_fast.data import ImageDataset
 from ctm_fast.diffusion.draws import draw_edm_sigmas
 from ctm_fast.losses import dsm_loss
 from ctm_fast.models import EDMDenoiser, build_network
 from ctm_fast.ops import Stream
 from ctm_fast.training.batches import Batches
 from ctm_fast.training.config import RunConfig, TeacherConfig
-from ctm_fast.training.data import ImageDataset
 from ctm_fast.training.execution import Execution
 from ctm_fast.training.precision import dtype_of
 from ctm_fast.training.regions import Regions

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from ctm_fast.data import load_dataset
 from ctm_fast.diffusion.images import to_float
 from ctm_fast.evaluation.classifier import accuracy, train_classifier
-from ctm_fast.training.data import load_dataset
 
 
 @pytest.fixture(scope="module")

@@ -429,6 +429,15 @@ CASES: dict[str, Case] = {
     "bytearray of 2^62": Case(lambda: pickled(b"\x96" + struct.pack("<Q", _HUGE)), "truncated: expected"),
     "text of 2^62": Case(lambda: pickled(b"\x8d" + struct.pack("<Q", _HUGE)), "truncated: expected"),
     "text of 4 GB": Case(lambda: pickled(b"X" + struct.pack("<I", 2**32 - 1)), "truncated: expected 4294967295"),
+    "string of Python 2 of 2 GB": Case(
+        lambda: pickled(b"T" + struct.pack("<i", 2**31 - 1)), "truncated: expected 2147483647"
+    ),
+    "string of Python 2 of negative size": Case(lambda: pickled(b"T" + struct.pack("<i", -1)), "expected -1 bytes"),
+    "short string of Python 2 past the end": Case(lambda: pickled(b"U\xff"), "truncated: expected 255"),
+    "os.system named by Python 2": Case(
+        lambda: pickled(call(name("os", "system"), b"U" + bytes([len(COMMAND)]) + COMMAND.encode())),
+        "asks for os.system, which is not admitted; nothing ran",
+    ),
     "frame of 2^62": Case(lambda: pickled(b"\x95" + struct.pack("<Q", _HUGE)), "truncated: expected"),
     "memo index of 2^32": Case(lambda: pickled(b"Nr" + b"\xff" * 4), "expected a dictionary, got a NoneType"),
     "memo entry that is not there": Case(lambda: pickled(b"j" + b"\xff" * 4), "memo's entry 4294967295"),

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctm_fast.data import ImageDataset
 from ctm_fast.ops import Stream
 from ctm_fast.training.batches import Batches
-from ctm_fast.training.data import ImageDataset
 
 CPU = torch.device("cpu")
 

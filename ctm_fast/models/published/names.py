@@ -167,7 +167,7 @@ def _numpy_type(arguments: tuple[Any, ...]) -> NumpyType:
 
 def _array(arguments: tuple[Any, ...]) -> Array:
     match arguments:
-        case (Admitted(name="numpy.ndarray"), (0,), Span(size=1)):
+        case (Admitted(name="numpy.ndarray"), (0,), Span(size=1) | "b"):
             return Array()
     raise _misfit("numpy's _reconstruct")
 

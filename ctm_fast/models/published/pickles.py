@@ -167,6 +167,12 @@ class PickleReader:
         except UnicodeDecodeError as error:
             raise CheckpointError("its pickle holds text that is not UTF-8") from error
 
+    def _string(self) -> None:
+        """A short text of Python 2, which told text and bytes not apart."""
+        (size,) = self.unpack("<B")
+        self._budget.spend(text=size)
+        self._push(self._take(size).decode("latin-1"))
+
     def _bytes(self, layout: str) -> None:
         self._push(self.skip(self.unpack(layout)[0]))
 
@@ -286,6 +292,8 @@ _EXECUTE: dict[int, Callable[[PickleReader], None]] = {
     0x8C: lambda r: r._text("<B"),
     ord("X"): lambda r: r._text("<I"),
     0x8D: lambda r: r._text("<Q"),
+    ord("U"): PickleReader._string,
+    ord("T"): lambda r: r._bytes("<i"),  # a long string of Python 2: an array's bytes
     ord("C"): lambda r: r._bytes("<B"),
     ord("B"): lambda r: r._bytes("<I"),
     0x8E: lambda r: r._bytes("<Q"),

@@ -1,10 +1,9 @@
-"""Data sets of every form are read exactly, bad ones refused in one line, and the order of samples is as promised."""
+"""Data sets of every form are read exactly, bad ones refused in one line."""
 
 import gzip
 import io
 import json
 import pickle
-import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,39 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ctm_fast.diffusion.images import to_float, to_uint8
+from ctm_fast.data import load_dataset, sources, write_edm_zip
 from ctm_fast.errors import DataError
-from ctm_fast.training import data
-from ctm_fast.training.data import batch_indices, epoch_order, load_dataset, write_edm_zip
+from tests.data.forms import write_mnist, write_npz, write_zip
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
 LABELS = np.array([2, 0, 1, 2, 1, 0, 2])
-
-
-def write_npz(path: Path, *arrays: object) -> Path:
-    np.savez(path, *arrays)
-    return path
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
-    with gzip.open(path, "wb") as file:
-        file.write(header + array.tobytes())
-
-
-def write_mnist(directory: Path, pixels: np.ndarray, labels: np.ndarray) -> Path:
-    write_idx(directory / "train-images-idx3-ubyte.gz", pixels)
-    write_idx(directory / "train-labels-idx1-ubyte.gz", labels)
-    return directory
-
-
-def write_zip(path: Path, images: dict[str, Image.Image], labels: object) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, image in images.items():
-            with archive.open(name, "w") as file:
-                image.save(file, "PNG")
-        archive.writestr("dataset.json", json.dumps({"labels": labels}))
-    return path
 
 
 def grey(size: int, value: int = 0) -> Image.Image:
@@ -125,15 +97,39 @@ def test_idx_at_28_32_and_16(tmp_path):
 
 
 def test_fashion_mnist():
-    if not data.FASHION_MNIST.is_dir():
+    if not sources.FASHION_MNIST.is_dir():
         pytest.skip("apt-get install dataset-fashion-mnist")
     fashion = load_dataset("fashion-mnist", resolution=16, channels=1, labels=True)
     assert fashion.images.shape == (60000, 1, 16, 16)
     assert fashion.labels.bincount().tolist() == [6000] * 10
 
 
+def test_the_test_split_of_idx(tmp_path):
+    write_mnist(tmp_path, np.zeros((3, 8, 8), np.uint8), np.zeros(3, np.uint8))
+    pixels = np.random.default_rng(3).integers(0, 256, (2, 8, 8), dtype=np.uint8)
+    write_mnist(tmp_path, pixels, np.array([1, 4], np.uint8), "t10k")
+    read = load_dataset(tmp_path, resolution=8, labels=True, split="test")
+    assert read.images[:, 0].tolist() == pixels.tolist()
+    assert read.labels.tolist() == [1, 4]
+    assert len(load_dataset(tmp_path, resolution=8, labels=True).images) == 3
+
+
+def test_no_other_split_is_made_up(tmp_path):
+    with pytest.raises(DataError, match=r"^split: expected train, as digits has no test split, got test$"):
+        load_dataset("digits", resolution=8, labels=True, split="test")
+    write_npz(tmp_path / "a.npz", PIXELS)
+    write_zip(tmp_path / "a.zip", {"0.png": grey(8)}, None)
+    (tmp_path / "folder").mkdir()
+    grey(8).save(tmp_path / "folder" / "0.png")
+    for source in ("a.npz", "a.zip", "folder"):
+        with pytest.raises(DataError, match=f"^split: expected train, as .*{source} has no test split"):
+            load_dataset(tmp_path / source, resolution=8, labels=False, split="test")
+        with pytest.raises(DataError, match=r"^split: expected train or test, got 'val'$"):
+            load_dataset(tmp_path / source, resolution=8, labels=False, split="val")
+
+
 def test_fashion_mnist_absent_says_where_from(monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(sources, "FASHION_MNIST", tmp_path)
     with pytest.raises(DataError, match=r"apt-get install dataset-fashion-mnist.*--data DIR"):
         load_dataset("fashion-mnist", resolution=16, labels=True)
 
@@ -180,7 +176,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "zip of mixed sizes": (
         lambda d: write_zip(d / "a.zip", {f"{i}.png": grey(8 + i // 2) for i in range(9)}, []),
-        r"expected images of 8x8x1, got '2.png' \(9x9x1\), '3.png' \(9x9x1\), '4.png' \(10x10x1\)$",
+        r"expected images of 8x8x1, got '2.png' \(9x9x1\), '3.png' \(9x9x1\), '4.png' \(10x10x1\) "
+        r"and 4 more \(7 of 9 images\); `python -m ctm_fast.dataset` makes images of one size$",
     ),
     "zip of mixed modes": (
         lambda d: write_zip(d / "a.zip", {"0.png": grey(8), "1.png": Image.new("RGB", (8, 8))}, []),
@@ -323,69 +320,3 @@ def test_zip_writer_refuses(tmp_path, images, labels, message):
     with pytest.raises(DataError, match=message):
         write_edm_zip(tmp_path / "a.zip", images, labels)
     assert not list(tmp_path.iterdir())
-
-
-# The order of samples
-
-
-@pytest.mark.parametrize(("n", "batch_size"), [(7, 3), (12, 4), (5, 13), (1, 4), (100, 7)])
-def test_each_epoch_visits_each_sample_once(n, batch_size):
-    epochs = 6
-    steps = -(-n * epochs // batch_size)
-    stream = torch.cat([batch_indices(n, batch_size, seed=3, step=step) for step in range(steps)])
-    assert stream.dtype == torch.int64
-    assert len(stream) == steps * batch_size
-    for epoch in stream[: n * epochs].reshape(epochs, n):
-        assert sorted(epoch.tolist()) == list(range(n))
-
-
-def test_batches_are_the_stream_of_epochs_cut():
-    stream = np.concatenate([epoch_order(10, 5, epoch) for epoch in range(7)])
-    for step in (0, 3, 16, 1):  # in any order: no state
-        assert batch_indices(10, 4, seed=5, step=step).tolist() == stream[4 * step : 4 * step + 4].tolist()
-
-
-def test_the_order_is_fixed_for_good():
-    """Raw Philox words; a NumPy that ordered otherwise would break every resumed run."""
-    assert epoch_order(10, 1, 2).tolist() == [2, 9, 0, 5, 1, 6, 8, 7, 3, 4]
-
-
-def test_orders_differ_by_seed_and_epoch():
-    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(4) for epoch in range(4)}
-    assert len(orders) == 16
-
-
-def test_every_place_is_equally_likely():
-    """Where sample 0 lands in 4,000 epochs of 8: chi-squared with 7 degrees of freedom, 24.3 is its 99.9th centile."""
-    places = np.bincount([int(np.argmin(epoch_order(8, 0, epoch))) for epoch in range(4000)], minlength=8)
-    assert ((places - 500.0) ** 2 / 500).sum() < 24.3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "name"), [((0, 4, 0, 0), "n"), ((4, 0, 0, 0), "batch_size"), ((4, 4, 0, -1), "step")]
-)
-def test_batch_indices_refuses(arguments, name):
-    with pytest.raises(ValueError, match=f"^{name}: expected at least"):
-        batch_indices(*arguments)
-
-
-# uint8 and float
-
-
-def test_uint8_to_float_and_back_is_exact():
-    values = torch.arange(256, dtype=torch.uint8)
-    images = to_float(values)
-    assert (images.min(), images.max()) == (-1, 1)
-    assert torch.equal(to_uint8(images), values)
-
-
-def test_to_uint8_rounds_and_clamps():
-    grey_levels = torch.tensor([-3.0, 0.4, 0.6, 99.4, 99.6, 300.0])
-    assert to_uint8(grey_levels / 127.5 - 1).tolist() == [0, 0, 1, 99, 100, 255]
-
-
-def test_to_float_and_to_uint8_refuse_each_others_input():
-    with pytest.raises(TypeError, match=r"images: expected uint8, got torch.float32"):
-        to_float(torch.zeros(2))
-    with pytest.raises(TypeError, match=r"images: expected a floating-point dtype, got torch.uint8"):
-        to_uint8(torch.zeros(2, dtype=torch.uint8))

@@ -1,0 +1,68 @@
+"""``python -m ctm_fast.dataset``: a data set of any form as an EDM zip, its images cropped or padded to one size."""
+
+import argparse
+import os
+from pathlib import Path
+
+from ctm_fast import runtime
+from ctm_fast.data import CONVERSIONS, TRANSFORMS, repack
+from ctm_fast.errors import ConfigError
+
+_MOST_PIXELS = 1024
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    source, destination = arguments.source, arguments.destination
+    _check_destination(Path(source), destination)
+    if not 1 <= arguments.resolution <= _MOST_PIXELS:
+        raise ConfigError(f"--resolution: expected 1 to {_MOST_PIXELS}, got {arguments.resolution}")
+    if arguments.max_images is not None and arguments.max_images < 1:
+        raise ConfigError(f"--max-images: expected at least 1, got {arguments.max_images}")
+    runtime.prepare("cpu", arguments.threads)
+    written = repack(
+        source,
+        destination,
+        resolution=arguments.resolution,
+        transform=arguments.transform,
+        labels=arguments.labels,
+        max_images=arguments.max_images,
+        conversion=arguments.convert,
+        split=arguments.split,
+    )
+    classes = f"labels of {written.num_classes} classes" if arguments.labels else "no labels"
+    print(f"{written.count} images of {arguments.resolution}x{arguments.resolution}, {classes}")
+    print(destination)
+
+
+def _check_destination(source: Path, destination: Path) -> None:
+    """Before any work: that there is a place for what is to be written, beside what is read."""
+    if destination.suffix != ".zip":
+        raise ConfigError(f"DST: expected a .zip, got {destination}")
+    if not destination.parent.is_dir() or not os.access(destination.parent, os.W_OK):
+        raise ConfigError(f"DST: expected a place in a directory that can be written to, got {destination}")
+    if destination.is_dir() or (destination.exists() and source.exists() and destination.samefile(source)):
+        raise ConfigError(f"DST: expected a file other than SRC, got {destination}")
+    if source.is_dir() and source.resolve() in destination.resolve().parents:
+        raise ConfigError(f"DST: expected a place outside of SRC, got {destination}")
+
+
+def _parser() -> runtime.Parser:
+    parser = runtime.Parser(prog="python -m ctm_fast.dataset", description=__doc__)
+    add = parser.add_argument
+    add("source", metavar="SRC", help="whatever --data of ctm_fast.train takes, with images of any sizes")
+    add("destination", type=Path, metavar="DST", help="the .zip to write")
+    add("--resolution", type=int, required=True, metavar="N", help="height and width of the images written")
+    add("--transform", choices=list(TRANSFORMS), default="none", help="what makes them so (default: none, they fit)")
+    add(
+        "--convert", choices=CONVERSIONS, help="make all images RGB or grey, alpha dropped (default: all must be alike)"
+    )
+    add("--labels", action=argparse.BooleanOptionalAction, default=True, help="write labels (default: yes)")
+    add("--max-images", type=int, metavar="N", help="only the first N (default: all)")
+    add("--split", choices=["train", "test"], default="train", help="which images (default: train)")
+    add("--threads", type=int, default=runtime.default_threads(), help="CPU threads (default: half of the cores)")
+    return parser
+
+
+if __name__ == "__main__":
+    runtime.run(main)
