@@ -15,7 +15,8 @@ from ctm_fast.training.batches import Batches
 from ctm_fast.training.config import CTMConfig, RunConfig
 from ctm_fast.training.ctm_step import Adversary, CTMStep, Piece
 from ctm_fast.training.execution import Execution
-from ctm_fast.training.precision import dtype_of
+from ctm_fast.training.precision import compute_dtype
+from ctm_fast.training.radam import RAdam
 from ctm_fast.training.regions import Regions
 from ctm_fast.training.stage import Stage
 
@@ -66,12 +67,11 @@ class CTMStage(Stage):
     ) -> None:
         settings = config.of_student(self.name)
         torch.manual_seed(config.stage_seed(self.name))
-        student.dtype = dtype_of(config.precision)
         super().__init__(config, settings, student, execution)
         if teacher is not None:
             teacher = teacher.to(execution.device).eval().requires_grad_(False)
-            teacher.dtype = dtype_of(settings.solver_precision)
-        self.optimizer = torch.optim.RAdam(self.model.parameters(), lr=settings.lr, foreach=True)
+            teacher.dtype = compute_dtype(settings.solver_precision)
+        self.optimizer = RAdam(self.model.parameters(), lr=settings.lr)
         self.batches = Batches.of(config, self.name, settings.batch, dataset, execution.device)
         self.timer = regions.timer
         self.step = CTMStep(
@@ -106,7 +106,7 @@ class CTMStage(Stage):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.lr * (1 - step / self.settings.steps)
         figures = {name: value.mean() for name, value in terms.items() if name != "estimate"}
-        return self.update({**figures, "k": torch.tensor(float(k))})
+        return self.update(step, {**figures, "k": pieces[0].x0.new_full((), float(k))})
 
     def draw(self, step: int) -> tuple[list[Piece], int]:
         """The pieces of this rank's share of batch number ``step``, and k."""

@@ -1,6 +1,6 @@
 """The third stage: student and discriminator are moved in turn (arXiv 2310.02279, Sec. 4)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from ctm_fast.training.config import GANConfig, RunConfig
 from ctm_fast.training.ctm_stage import CTMStage
 from ctm_fast.training.ctm_step import Adversary
 from ctm_fast.training.execution import Execution
+from ctm_fast.training.finite import FiniteGuard
+from ctm_fast.training.radam import RAdam
 from ctm_fast.training.regions import Regions
 
 BETAS = (0.5, 0.9)
@@ -58,9 +60,8 @@ class GANStage(CTMStage):
         )
         adversary = Adversary(loss, settings.gan_weight, settings.fake)
         super().__init__(config, dataset, execution, regions, student, teacher, distance, adversary=adversary)
-        self.discriminator_optimizer = torch.optim.RAdam(
-            self.discriminator.parameters(), lr=settings.discriminator_lr, betas=BETAS, foreach=True
-        )
+        self.discriminator_optimizer = RAdam(self.discriminator.parameters(), settings.discriminator_lr, betas=BETAS)
+        self.discriminator_guard = FiniteGuard(config.max_skipped, execution.device)
 
     def train_step(self, step: int) -> dict[str, Tensor]:
         """One update of the student or of the discriminator, and its figures."""
@@ -81,8 +82,18 @@ class GANStage(CTMStage):
             "discriminator_loss": torch.cat(losses).mean(),
             "discriminator_accuracy": torch.stack(accuracies).sum(),
         }
-        self.apply(self.discriminator_optimizer, list(self.discriminator.parameters()), figures)
-        return figures
+        heads = list(self.discriminator.parameters())
+        skipped = self.apply(self.discriminator_optimizer, heads, self.discriminator_guard, step, figures)
+        return {**figures, "skipped": skipped}
+
+    def updates(self, step: int) -> int:
+        """How often the student has been moved after step number ``step``."""
+        start = self.settings.start
+        return step + 1 if step < start else start + step // 2 - (start - 1) // 2
+
+    def guards(self) -> Iterator[FiniteGuard]:
+        """Of the student, and of the discriminator."""
+        yield from (self.guard, self.discriminator_guard)
 
     def state(self) -> dict[str, Any]:
         """With the discriminator, its projector, and its optimizer."""
@@ -90,6 +101,7 @@ class GANStage(CTMStage):
             **super().state(),
             "discriminator": self.discriminator.state_dict(),
             "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+            "discriminator_guard": self.discriminator_guard.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -97,3 +109,4 @@ class GANStage(CTMStage):
         super().load_state(state)
         self.discriminator.load_state_dict(state["discriminator"])
         self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        self.discriminator_guard.load_state_dict(state["discriminator_guard"])

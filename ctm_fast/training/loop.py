@@ -22,22 +22,28 @@ _EVERY = 10.0  # seconds between two lines of progress where there is no bar
 
 
 class _Means:
-    """Means of the figures since the last line of the log; they stay on the device until then."""
+    """Means of the figures since the last line of the log; they stay on the device until then.
+
+    Steps that were void have no part in them.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, figures: dict[str, Tensor]) -> None:
+        void = figures["skipped"] != 0
         for name, value in figures.items():
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = (total + value, count + 1)
+            if name != "skipped":
+                total, count = self._sums.get(name, (0.0, 0.0))
+                self._sums[name] = (total + torch.where(void, 0.0, value.detach()), count + ~void)
 
     def take(self) -> dict[str, float]:
-        """Over all ranks, the same on each; waits for the device."""
+        """Over all ranks, the same on each; waits for the device. Figures of void steps alone are left out."""
         names = list(self._sums)
-        means = all_mean(torch.stack([total.detach().float().cpu() / count for total, count in self._sums.values()]))
+        totals, counts = (torch.stack(values).cpu() for values in zip(*self._sums.values(), strict=True))
+        means = all_mean(totals / counts).tolist()
         self._sums = {}
-        return dict(zip(names, means.tolist(), strict=True))
+        return {name: mean for name, mean, count in zip(names, means, counts.tolist(), strict=True) if count}
 
 
 def run_stage(stage: Stage, run: RunDirectory | None, timer: Timer, start: int, *, keep: int | None = None) -> None:
@@ -66,6 +72,7 @@ def run_stage(stage: Stage, run: RunDirectory | None, timer: Timer, start: int, 
             save_now = done % config.snapshot_every == 0 or last
             if done % config.log_every == 0 or save_now:  # no mean reaches over a save: a resumed run logs the same
                 figures = _finite(stage, means.take(), done, done - since)
+                figures["skipped"] = sum(guard.gather(stage.name) for guard in stage.guards())
                 now = time.perf_counter()
                 if run is not None:
                     line = _log(stage, run, timer, done, done - since, now - begin, figures)

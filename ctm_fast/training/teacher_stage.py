@@ -11,7 +11,6 @@ from ctm_fast.ops import Stream
 from ctm_fast.training.batches import Batches
 from ctm_fast.training.config import RunConfig, TeacherConfig
 from ctm_fast.training.execution import Execution
-from ctm_fast.training.precision import dtype_of
 from ctm_fast.training.regions import Regions
 from ctm_fast.training.stage import Stage
 
@@ -27,9 +26,8 @@ class TeacherStage(Stage):
         settings = config.teacher
         torch.manual_seed(config.stage_seed(self.name))
         net = build_network(config.network, s_branch=False)
-        model = EDMDenoiser(net, config.sigma_data, dtype=dtype_of(config.precision))
-        super().__init__(config, settings, model, execution)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, foreach=True)
+        super().__init__(config, settings, EDMDenoiser(net, config.sigma_data), execution)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, fused=True)
         self.batches = Batches.of(config, self.name, settings.batch, dataset, execution.device)
         self.denoise = regions.compile("denoiser, forward and backward", self.model.denoise)
 
@@ -47,4 +45,4 @@ class TeacherStage(Stage):
             loss = dsm_loss(self.denoise(x_t, sigma, labels), x0, sigma, sigma_data=self.config.sigma_data)
             self.scale(loss.sum() / self.share).backward()
             losses.append(loss.detach())
-        return self.update({"loss": torch.cat(losses).mean()})
+        return self.update(step, {"loss": torch.cat(losses).mean()})
