@@ -24,22 +24,24 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from ctm_fast.distributed import of_first, wait_for_all
 from ctm_fast.errors import CheckpointError
 from ctm_fast.files import atomic_write
+from ctm_fast.training.radam import RAdam
 
 _ABOUT = "about.json"
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Adam | torch.optim.RAdam) -> dict[str, Tensor]:
-    """All that ``optimizer`` remembers, by the names of the parameters: references, to save or to load into.
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All that an Adam or RAdam remembers, by the names of the parameters: references, to save or to load into.
 
     What a first update would start from is filled in where there was none. The counter of updates is a [1].
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
     for group in optimizer.param_groups:
+        counts_on_device = isinstance(optimizer, RAdam) or group.get("fused") or group.get("capturable")
         for parameter in group["params"]:
             state = optimizer.state[parameter]
             if not state:
-                state["step"] = torch.zeros((), device=parameter.device if group.get("fused") else "cpu")
+                state["step"] = torch.zeros((), device=parameter.device if counts_on_device else "cpu")
                 state["exp_avg"] = torch.zeros_like(parameter, requires_grad=False)
                 state["exp_avg_sq"] = torch.zeros_like(parameter, requires_grad=False)
             for key, value in state.items():

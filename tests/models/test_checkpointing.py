@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast.models import ARCHITECTURES, UNet, build_network
-from ctm_fast.training.pullback import accumulate, forward_cut, pull_tail
+from ctm_fast.training.pullback import forward_cut, pull_tail, walk_back
 
 
 def network(arch: str = "ddpmpp", dropout: float = 0.3, num_blocks: int = 1) -> UNet:
@@ -37,9 +37,9 @@ def gradients(net: UNet, *, compile: str | None = None) -> tuple[list[Tensor], i
     parameters = net.tail_parameters()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forwards = [forward_cut(body, net.tail, image, t, s, labels) for image in (x, y)]
-    pulled = [pull_tail(forward, forward.F_x.square().mean(), parameters) for forward in forwards]
+    pulled = [pull_tail(forward, forward.F_x.detach(), parameters) for forward in forwards]
     torch.manual_seed(2)  # what is run again must find its own dropout
-    accumulate(forwards, pulled, [1.0, 0.3], parameters)
+    walk_back(pulled, [1.0, 0.3], parameters)
     found = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
     assert len(found) == len(list(net.parameters()))
     return found, sum(kept.untyped_storage().nbytes() for key, kept in storages.items() if key not in own)

@@ -1,6 +1,5 @@
 """Sharded networks: two ranks with half a batch each do what one process does with the whole, and save it for any."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from torch.distributed.tensor import DTensor
 from ctm_fast.distributed import Ranks, average_gradients
 from ctm_fast.errors import CheckpointError
 from ctm_fast.models import CTM, EDMDenoiser, NetworkConfig, build_network
-from ctm_fast.training.pullback import accumulate, forward_cut, pull_tail
+from ctm_fast.training.averages import Averages
+from ctm_fast.training.pullback import GradientStore, Pulled, forward_cut, pull_tail, walk_back
+from ctm_fast.training.radam import RAdam
 from ctm_fast.training.shard_files import load_shards, optimizer_tensors, read_about, save_shards
 from ctm_fast.training.sharded import full_state_dict, parameter_groups, shard_blocks, split_parameters
 from tests.ranks import in_ranks
@@ -35,32 +36,51 @@ class World:
         self.teacher = EDMDenoiser(build_network(config, s_branch=False)).requires_grad_(False)
         for parameter in [*self.student.parameters(), *self.teacher.parameters()]:
             nn.init.normal_(parameter, std=0.2)
-        self.target = copy.deepcopy(self.student).requires_grad_(False)
+        self.averages = Averages(self.student, ["0.9"])
+        self.target = self.averages.model_of("0.9")
         if checkpointing:
             self.student.net.checkpoint_blocks()
         if sharded:
             for model in (self.student, self.target, self.teacher):
                 shard_blocks(model.net)
-        self.optimizer = torch.optim.RAdam(parameter_groups(self.student), lr=1e-3, foreach=True)
+        self.optimizer = RAdam(parameter_groups(self.student), lr=1e-3)
 
-    def step(self, step: int) -> None:
+    def pull(self, step: int, positions: slice) -> dict[str, Pulled]:
+        """Two losses of some samples, as shares of the means over a batch, walked back to the cuts."""
         generator = torch.Generator().manual_seed(step)
-        x, y, noise = torch.randn(3, BATCH, 1, 8, 8, generator=generator)[:, self.ranks.share(BATCH)].unbind()
-        levels = torch.tensor([[3.0, 1.0, 0.5, 2.0], [1.0, 0.002, 0.5, 0.3]])[:, self.ranks.share(BATCH)]
-        t, s = levels.unbind()
-        labels = torch.tensor([0, 2, 1, 1])[self.ranks.share(BATCH)]
+        x, y, noise = torch.randn(3, BATCH, 1, 8, 8, generator=generator)[:, positions].unbind()
+        t, s = torch.tensor([[3.0, 1.0, 0.5, 2.0], [1.0, 0.002, 0.5, 0.3]])[:, positions].unbind()
+        labels = torch.tensor([0, 2, 1, 1])[positions]
         net = self.student.net
-        parameters = net.tail_parameters()
         with torch.no_grad():
             x_u = self.teacher.denoise(x, t, labels)
             wanted = self.target.jump(self.student.jump(x_u, t, s, labels), s, s, labels)
-        ctm = forward_cut(net.body, net.tail, x, t, s, labels)
-        estimate = self.target.jump(ctm.F_x, t, s, labels)  # its input takes the gradient
-        ctm_pulled = pull_tail(ctm, (estimate - wanted).square().mean(), parameters)
-        dsm = forward_cut(net.body, net.tail, y + noise, t, t, labels)
-        dsm_pulled = pull_tail(dsm, (dsm.F_x - y).square().mean(), parameters)
+        pulled = {}
+        for name in ("ctm", "dsm"):
+            forward = forward_cut(net.body, net.tail, x if name == "ctm" else y + noise, t, s, labels)
+            # The target takes no gradient, its input does.
+            F_x = self.target.jump(forward.F_x, t, s, labels) if name == "ctm" else forward.F_x
+            loss = (F_x - (wanted if name == "ctm" else y)).square().flatten(1).mean(1).sum() * self.ranks.size / BATCH
+            (grad_F,) = torch.autograd.grad(loss, forward.F_x)
+            pulled[name] = pull_tail(forward, grad_F, net.tail_parameters())
+        return pulled
+
+    def step(self, step: int) -> None:
+        """Odd steps take a share in two pieces, and weigh the losses after the last; others walk back once."""
+        share = self.ranks.share(BATCH)
+        tail = self.student.net.tail_parameters()
         self.optimizer.zero_grad()
-        accumulate([ctm, dsm], [ctm_pulled, dsm_pulled], [1.0, 0.7], parameters)
+        if step % 2:
+            stores = {name: GradientStore(list(self.student.parameters())) for name in ("ctm", "dsm")}
+            middle = (share.start + share.stop) // 2
+            for positions in (slice(share.start, middle), slice(middle, share.stop)):
+                for name, pulled in self.pull(step, positions).items():
+                    with stores[name].collecting():
+                        walk_back([pulled], [1.0], tail)
+            for name, store in stores.items():
+                store.release(torch.tensor(1.0 if name == "ctm" else 0.7))
+        else:
+            walk_back(list(self.pull(step, share).values()), [1.0, torch.tensor(0.7)], tail)
         average_gradients(split_parameters(self.student.parameters())[1])
 
     def gradients(self) -> dict[str, Tensor]:
@@ -74,11 +94,13 @@ class World:
         for step in range(STEPS):
             self.step(step)
             self.optimizer.step()
+            self.averages.update(step + 1)
         return self
 
     def tensors(self) -> dict[str, Tensor]:
         return {
             **{f"model.{name}": tensor for name, tensor in self.student.state_dict().items()},
+            **{f"average.{name}": tensor for name, tensor in self.target.state_dict().items()},
             **{f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(self.student, self.optimizer).items()},
         }
 
@@ -95,18 +117,20 @@ def save_one(ranks: Ranks, directory: Path) -> dict[str, Any]:
     blocks = [parameter for name, parameter in world.student.named_parameters() if isinstance(parameter, DTensor)]
     local = sum(parameter.to_local().numel() for parameter in blocks)
     assert local < 0.6 * sum(parameter.numel() for parameter in blocks)
-    first = []
-    for one in (world, checkpointed):
-        one.step(0)
-        first.append(one.gradients())
-    for name, gradient in first[0].items():
-        assert torch.equal(gradient, first[1][name]), name
+    found = []
+    for step in (0, 1):
+        gradients = []
+        for one in (world, checkpointed):
+            one.step(step)
+            gradients.append(one.gradients())
+        assert_close(gradients[1], gradients[0], 1e-5)
+        found.append(gradients[0])
     assert all(parameter.grad is None for parameter in world.target.parameters())
     world.train()
     state = full_state_dict(world.student, ranks)
     assert bool(state) == ranks.is_first
     save_shards(directory / "state", world.tensors(), {"step": STEPS, "rank": ranks.rank})
-    return {"gradients": first[0], "weights": world.whole(), "state": state}
+    return {"gradients": found, "weights": world.whole(), "state": state}
 
 
 def load_one(ranks: Ranks, directory: Path) -> dict[str, Tensor]:
@@ -130,17 +154,19 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 
 
 def test_two_ranks_have_the_gradients_of_one(saved: tuple[Path, list[dict[str, Any]]]) -> None:
+    """Of two passes walked back at once, and of two pieces with a store for each loss."""
     world = World(Ranks(), sharded=False)
-    world.step(0)
-    for rank in saved[1]:
-        assert_close(rank["gradients"], world.gradients(), 1e-5)
+    for step in (0, 1):
+        world.step(step)
+        for rank in saved[1]:
+            assert_close(rank["gradients"][step], world.gradients(), 1e-5)
 
 
 def test_two_ranks_take_the_steps_of_one(saved: tuple[Path, list[dict[str, Any]]]) -> None:
     expected = World(Ranks(), sharded=False).train()
     for rank in saved[1]:
         assert_close(rank["weights"], expected.whole(), 1e-4)
-        weights = {name: tensor for name, tensor in rank["weights"].items() if name.startswith("model.")}
+        weights = {name: tensor for name, tensor in rank["weights"].items() if name.startswith(("model.", "average."))}
         assert_close(weights, {name: expected.whole()[name] for name in weights}, 1e-5)
     state = saved[1][0]["state"]
     for name, tensor in state.items():
@@ -168,6 +194,33 @@ def test_ranks_load_what_two_saved(size: int, saved: tuple[Path, list[dict[str, 
         assert rank.keys() == ranks[0]["weights"].keys()
         for name, tensor in rank.items():
             assert torch.equal(tensor, ranks[0]["weights"][name]), name
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.RAdam, RAdam])
+def test_an_optimizer_goes_on(make: Any, tmp_path: Path) -> None:
+    """From its file as it would have; and from what was filled in before its first update, as it would start."""
+
+    def update(model: nn.Linear, optimizer: torch.optim.Optimizer, step: int) -> None:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 0.1 + step)
+        optimizer.step()
+
+    torch.manual_seed(0)
+    models = [nn.Linear(3, 2) for _ in range(3)]
+    for model in models[1:]:
+        model.load_state_dict(models[0].state_dict())
+    optimizers = [make(model.parameters(), lr=0.01) for model in models]
+    optimizer_tensors(models[1], optimizers[1])
+    for step in range(8):
+        if step == 4:
+            save_shards(tmp_path / "state", optimizer_tensors(models[0], optimizers[0]), {})
+            load_shards(tmp_path / "state", optimizer_tensors(models[2], optimizers[2]))
+            models[2].load_state_dict(models[0].state_dict())
+        for model, optimizer in list(zip(models, optimizers, strict=True))[: 3 if step >= 4 else 2]:
+            update(model, optimizer, step)
+    for model in models[1:]:
+        for ours, expected in zip(model.parameters(), models[0].parameters(), strict=True):
+            assert torch.equal(ours, expected)
 
 
 def small() -> dict[str, Tensor]:
