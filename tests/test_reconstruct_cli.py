@@ -45,6 +45,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[st
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
+            model.net.embedding.freqs.add_(1)
         averages.update(step)
         if step % 10 == 0:
             for name in averages.names[:2]:
