@@ -61,7 +61,7 @@ class RAdam(torch.optim.Optimizer):
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
                 rectified.append(self._step(group, parameters))
-        self._rectified = all(rectified)
+        self._rectified = bool(rectified) and all(rectified)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from what ``state_dict()`` returned, of this class or of ``torch.optim.RAdam``."""

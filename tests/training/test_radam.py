@@ -77,6 +77,18 @@ def test_voided_steps_never_were() -> None:
     assert optimizer.state[net[0].weight]["step"] == 16
 
 
+def test_a_step_without_gradients_is_none() -> None:
+    net, other = network(), network()
+    optimizer, reference = RAdam(net.parameters(), lr=1e-3), RAdam(other.parameters(), lr=1e-3)
+    optimizer.step()
+    for _ in gradients(net, 3):
+        for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
+            theirs.grad = None if ours.grad is None else ours.grad.clone()
+        optimizer.step()
+        reference.step()
+    assert all(torch.equal(*pair) for pair in zip(figures(optimizer, net), figures(reference, other), strict=True))
+
+
 def test_scaled_gradients() -> None:
     """Divided by a power of two in the pass: the same bits."""
     net, other = network(), network()
