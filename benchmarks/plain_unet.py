@@ -2,7 +2,7 @@
 
 ``plain(network)`` has the weights of a :class:`~ctm_fast.models.UNet` under the same names; its embedding of the
 levels, a thousandth of the work, is the network's own. Images stay in the memory format that they come in, as the
-weights do: contiguous, or channels_last after ``.to(memory_format=torch.channels_last)``. For inference.
+weights do: contiguous, or channels_last after ``.to(memory_format=torch.channels_last)``. It has no dropout.
 """
 
 import copy
@@ -84,8 +84,15 @@ class _Network(nn.Module):
         self.enc, self.dec = layers(network.enc), layers(network.dec)
         self.out_norm, self.out_conv = _norm(network.out_norm), _conv(network.out_conv)
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        emb, emb_s = self.embedding(t, s, labels)
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor | None = None,
+        labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        emb, emb_s = self.embedding(t, s, labels, augment_labels)
         skips = []
         for layer in self.enc.values():
             x = layer(x, emb, emb_s) if isinstance(layer, _Block) else layer(x)

@@ -1,0 +1,194 @@
+"""What a CTM step costs beside the same mathematics written the published way (``tests/training/naive.py``).
+
+M = 17, k = E[k] = 12, a DDPM++ of 6.5 M parameters at 32x32, eagerly, float32. Three ways: ``fast``; ``naive``, with the
+same modules and kernels; ``naive, plain NCHW``, in PyTorch's own modules. Forward-equivalents are counted by calls of
+the networks: a sample once through one is 1, its gradient to the input 1, to weights as well 2.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor, nn
+
+from benchmarks.harness import DEVICE, Comparison, Way, compare
+from benchmarks.plain_unet import plain
+from ctm_fast.diffusion.draws import draw_dsm_sigmas, draw_jumps
+from ctm_fast.diffusion.schedule import Levels
+from ctm_fast.losses import AdversarialLoss, distance
+from ctm_fast.models import CTM, EDMDenoiser, NetworkConfig, build_network
+from ctm_fast.models.discriminator import ProjectedDiscriminator
+from ctm_fast.models.features import EfficientNetLite0, feature_shapes
+from ctm_fast.training.config import CTMConfig
+from ctm_fast.training.ctm_step import Adversary, CTMStep, Piece
+from ctm_fast.training.regions import Regions
+from tests.training.naive import NaiveStep
+
+BATCH = 16
+K = 12
+SETTINGS = CTMConfig(points=18, max_solver_steps=17)
+NETWORK = NetworkConfig(img_resolution=32, model_channels=64, channel_mult=(1, 2), num_blocks=2, attn_resolutions=(16,))
+FAST, NAIVE, PLAIN = Way("fast", None), Way("naive", None), Way("naive, plain NCHW", "reference")
+WAYS = (FAST, NAIVE, PLAIN)
+
+
+class Counter:
+    """Samples through networks, forward and backward, in forward-equivalents."""
+
+    def __init__(self, models: list[CTM | EDMDenoiser]) -> None:
+        self.count = 0.0
+        for model in models:
+            net = model.net
+            net.embedding.register_forward_pre_hook(lambda _, args: self._add(len(args[0])))
+            block = list(net.enc.values())[-1]
+            weight = 2 if any(parameter.requires_grad for parameter in net.parameters()) else 1
+
+            def hook(_: nn.Module, __: Any, grads: Any, weight: int = weight) -> None:
+                self._add(weight * len(grads[0]))
+
+            block.register_full_backward_hook(hook)
+
+    def _add(self, count: float) -> None:
+        self.count += count
+
+    def of(self, call: Callable[[], object]) -> float:
+        """Of one call, for each sample of the batch."""
+        before = self.count
+        call()
+        return (self.count - before) / BATCH
+
+
+def batch() -> Piece:
+    """One batch with k = ``K``; the share of its rows with s = u or s = sigma_min is as expected at that k."""
+    levels = Levels()
+    step = next(
+        step
+        for step in range(10_000)
+        if (jumps := _jumps(step)).k == K
+        and abs((jumps.s == jumps.u).mean() - _STAYS) < 0.5 / BATCH
+        and abs((jumps.s == levels.sigma_min).mean() - _STAYS) < 0.5 / BATCH
+    )
+    jumps = _jumps(step)
+    sigma = draw_dsm_sigmas(slice(0, BATCH), levels, seed=0, step=step)
+    x0, noise, dsm_noise = torch.randn(3, BATCH, 3, 32, 32, device=DEVICE).unbind()
+
+    def tensor(values: Any) -> Tensor:
+        return torch.from_numpy(values).float().to(DEVICE)
+
+    return Piece(
+        x0=0.5 * x0, noise=noise, way=tensor(jumps.way), s=tensor(jumps.s), stays_u=jumps.s == jumps.u,
+        stays_end=jumps.s == levels.sigma_min, sigma=tensor(sigma), dsm_noise=dsm_noise, labels=None,
+        seeds=torch.arange(BATCH, device=DEVICE), step=step,
+    )  # fmt: skip
+
+
+def _jumps(step: int) -> Any:
+    return draw_jumps(slice(0, BATCH), SETTINGS.points, SETTINGS.max_solver_steps, Levels(), seed=0, step=step)
+
+
+_STAYS = sum(1 / n for n in range(1, SETTINGS.points - K + 1)) / (SETTINGS.points - K)
+"""P(s = u) = P(s = sigma_min) at k = ``K``: t is uniform, and s among the n levels from u on."""
+
+
+def steps(name: str, *, adversarial: bool = False) -> dict[Way, NaiveStep | CTMStep]:
+    """The three ways, each with networks of its own and the same weights."""
+    torch.manual_seed(0)
+    net = build_network(NETWORK, s_branch=True).to(DEVICE)
+    teacher_net = build_network(NETWORK, s_branch=False).to(DEVICE)
+    made: dict[Way, NaiveStep | CTMStep] = {}
+    for way in WAYS:
+        shape: Callable[[Any], Any] = plain if way == PLAIN else copy.deepcopy
+        # Dropout is 0 in plain modules: in all, to be alike.
+        student, target, teacher = CTM(copy.deepcopy(net)), CTM(copy.deepcopy(net)), EDMDenoiser(teacher_net)
+        student.net, target.net, teacher.net = shape(net), shape(net), shape(teacher_net)
+        student.eval().requires_grad_(True)
+        target.eval().requires_grad_(False)
+        teacher.eval().requires_grad_(False)
+        arguments: dict[str, Any] = {
+            "settings": replace(SETTINGS, distance=name),
+            "distance": distance(name, c=0.03, device=DEVICE),
+            "sigma_min": 0.002,
+            "adversary": _adversary() if adversarial else None,
+        }
+        if way == FAST:
+            made[way] = CTMStep(student, target, teacher, regions=Regions(compile=False, device=DEVICE), **arguments)
+        else:
+            made[way] = NaiveStep(student, target, teacher, **arguments)
+    return made
+
+
+def _adversary() -> Adversary:
+    features = EfficientNetLite0(size=128).to(DEVICE)
+    heads = ProjectedDiscriminator([feature_shapes(features, 32, DEVICE)], seed=0).to(DEVICE)
+    return Adversary(AdversarialLoss([features], heads))
+
+
+def generator_step(step: NaiveStep | CTMStep, piece: Piece, *, adversarial: bool) -> Tensor:
+    """Solver, target, losses and gradients; the loss."""
+    if isinstance(step, NaiveStep):
+        target = step.consistency_target(step.solve(piece), piece)
+        terms = step.backward(piece, target, adversarial=adversarial)
+    else:
+        target = step.consistency_target(step.solve(piece.x_t, piece.way, piece.labels), piece)
+        terms = step.backward([(piece, target)], adversarial=adversarial)
+    step.student.zero_grad(set_to_none=True)
+    return terms["loss"]
+
+
+def discriminator_step(step: NaiveStep | CTMStep, piece: Piece) -> Tensor:
+    """Fake, both judgements and the heads' gradients; the loss."""
+    loss = step.discriminator_loss(piece) if isinstance(step, NaiveStep) else step.judge(piece).loss.mean()
+    loss.backward()
+    assert step.adversary is not None
+    step.adversary.loss.discriminator.zero_grad(set_to_none=True)
+    return loss
+
+
+def counted(calls: dict[Way, Callable[[], Tensor]], made: dict[Way, NaiveStep | CTMStep]) -> dict[Way, float]:
+    counts = {}
+    for way, call in calls.items():
+        step = made[way]
+        teacher = step.teacher if isinstance(step, NaiveStep) else step.teacher_denoise.__self__  # type: ignore[attr-defined]
+        target = step.target if isinstance(step, NaiveStep) else step.target_jump.__self__  # type: ignore[attr-defined]
+        with way.serving():
+            counts[way] = Counter([step.student, target, teacher]).of(call)
+    return counts
+
+
+def record(benchmark: BenchmarkFixture, result: Comparison, counts: dict[Way, float], **figures: float) -> None:
+    result.figures |= {f"forward-equivalents, {way.name}": count for way, count in counts.items()} | figures
+    benchmark.extra_info["figures"] = result.figures
+
+
+@pytest.mark.parametrize("adversarial", [False, True], ids=["ctm+dsm", "ctm+dsm+gan"])
+@pytest.mark.parametrize("name", ["pseudo-huber", "efflite0"])
+def test_generator_step(benchmark: BenchmarkFixture, name: str, adversarial: bool) -> None:
+    made, piece = steps(name, adversarial=adversarial), batch()
+    calls: dict[Way, Callable[[], Tensor]] = {
+        way: lambda way=way: generator_step(made[way], piece, adversarial=adversarial)  # type: ignore[misc]
+        for way in WAYS
+    }
+    counts = counted(calls, made)
+    fast = made[FAST]
+    assert isinstance(fast, CTMStep)
+    solver = Way("its teacher", None)
+    calls[solver] = lambda: fast.solve(piece.x_t, piece.way, None)
+    result = compare(benchmark, calls, baseline=NAIVE, serves=("group_norm_silu",), rounds=5)
+    record(benchmark, result, counts, teacher=result.median(solver.name) / result.median(FAST.name))
+    assert counts[FAST] < counts[NAIVE] == counts[PLAIN]
+
+
+def test_discriminator_step(benchmark: BenchmarkFixture) -> None:
+    made, piece = steps("pseudo-huber", adversarial=True), batch()
+    calls: dict[Way, Callable[[], Tensor]] = {
+        way: lambda way=way: discriminator_step(made[way], piece)  # type: ignore[misc]
+        for way in WAYS
+    }
+    counts = counted(calls, made)
+    result = compare(benchmark, calls, baseline=NAIVE, serves=("group_norm_silu",), rounds=5)
+    record(benchmark, result, counts)
+    assert counts[FAST] < counts[NAIVE] == counts[PLAIN]
