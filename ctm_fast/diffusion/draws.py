@@ -34,11 +34,6 @@ class Purpose(IntEnum):
     SOLVER_STEPS = 5
 
 
-def generator(seed: int, step: int, purpose: Purpose) -> np.random.Generator:
-    """An independent generator for each (seed, step, purpose); seed at least 0, step in 0..2^31 - 1."""
-    return np.random.Generator(np.random.Philox(key=_key(seed, step, purpose)))
-
-
 def words(seed: int, step: int, purpose: Purpose, positions: slice) -> Words:
     """Four words for each position of slice(start, stop), [stop - start, 4]: a block of Philox4x64 counted by position.
 
@@ -47,7 +42,7 @@ def words(seed: int, step: int, purpose: Purpose, positions: slice) -> Words:
     start, stop = positions.start, positions.stop
     if positions.step is not None or not 0 <= start <= stop:
         raise ValueError(f"positions: expected slice(start, stop) with 0 <= start <= stop, got {positions}")
-    raw = np.random.Philox(key=_key(seed, step, purpose), counter=start).random_raw(4 * (stop - start))
+    raw = np.random.Philox(key=[seed, (step << 16) + purpose], counter=start).random_raw(4 * (stop - start))
     return raw.reshape(-1, 4)
 
 
@@ -177,10 +172,6 @@ def _log_normal(u: Levels64, mean: float, std: float) -> Levels64:
     """exp(mean + std n), n the normal that Box and Muller make of u[:, 0] and u[:, 1] in [0, 1)."""
     normal = np.sqrt(-2 * np.log1p(-u[:, 0])) * np.cos(2 * np.pi * u[:, 1])
     return np.exp(mean + std * normal)
-
-
-def _key(seed: int, step: int, purpose: Purpose) -> list[int]:
-    return [seed, (step << 16) + purpose]
 
 
 def _check_name(argument: str, name: str, names: tuple[str, ...]) -> None:
