@@ -7,6 +7,7 @@ from ctm_fast.data.decode import SIZE, Misfit, decode
 from ctm_fast.data.images import ImageFile, ImageFiles, Pixels
 from ctm_fast.data.misfits import Misfits
 from ctm_fast.data.parallel import in_order
+from ctm_fast.errors import DataError
 
 _REMEDY = "`python -m ctm_fast.dataset` makes images of one size"
 
@@ -39,8 +40,19 @@ def decode_all(source: ImageFiles, resolution: int, channels: int | None) -> Pix
             continue
         misfits.see(None)
         if pixels is None:
-            pixels = np.empty((source.count, image.shape[2], resolution, resolution), np.uint8)
+            pixels = _room(source, image.shape)
         pixels[i] = image.transpose(2, 0, 1)
     if misfits or pixels is None:
         misfits.refuse(resolution, channels)
     return pixels
+
+
+def _room(source: ImageFiles, shape: tuple[int, ...]) -> Pixels:
+    """For all images of ``shape`` [H, W, C], channels first; DataError where there is none."""
+    height, width, channels = shape
+    try:
+        return np.empty((source.count, channels, height, width), np.uint8)
+    except (MemoryError, ValueError) as error:
+        gib = source.count * channels * height * width / 2**30
+        what = f"{source.count} images of {size(shape)}, {gib:.0f} GiB"
+        raise DataError(f"data: {source.path}: expected to fit into memory, got {what}") from error
