@@ -3,13 +3,13 @@
 import numpy as np
 
 from ctm_fast.data.checks import size
-from ctm_fast.data.decode import SIZE, Misfit, decode
+from ctm_fast.data.decode import MODE, SIZE, Misfit, decode
 from ctm_fast.data.images import ImageFile, ImageFiles, Pixels
 from ctm_fast.data.misfits import Misfits
 from ctm_fast.data.parallel import in_order
 from ctm_fast.errors import DataError
 
-_REMEDY = "`python -m ctm_fast.dataset` makes images of one size"
+_REMEDIES = dict.fromkeys((SIZE, MODE), "`python -m ctm_fast.dataset` resizes and converts")
 
 
 def decode_all(source: ImageFiles, resolution: int, channels: int | None) -> Pixels:
@@ -27,7 +27,7 @@ def decode_all(source: ImageFiles, resolution: int, channels: int | None) -> Pix
         return file.name, image if image.ndim == 3 else image[..., None]
 
     pixels = None
-    misfits = Misfits(source.path, source.count, _REMEDY)
+    misfits = Misfits(source.path, source.count, _REMEDIES)
     for i, (name, image) in enumerate(in_order(decoded, source.files, count=source.count, what="reading images")):
         if not isinstance(image, Misfit):
             channels = channels or image.shape[2]
