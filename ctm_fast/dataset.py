@@ -8,17 +8,11 @@ from ctm_fast import runtime
 from ctm_fast.data import CONVERSIONS, TRANSFORMS, repack
 from ctm_fast.errors import ConfigError
 
-_MOST_PIXELS = 1024
-
 
 def main() -> None:
     arguments = _parser().parse_args()
     source, destination = arguments.source, arguments.destination
     _check_destination(Path(source), destination)
-    if not 1 <= arguments.resolution <= _MOST_PIXELS:
-        raise ConfigError(f"--resolution: expected 1 to {_MOST_PIXELS}, got {arguments.resolution}")
-    if arguments.max_images is not None and arguments.max_images < 1:
-        raise ConfigError(f"--max-images: expected at least 1, got {arguments.max_images}")
     runtime.prepare("cpu", arguments.threads)
     written = repack(
         source,

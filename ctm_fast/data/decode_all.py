@@ -3,12 +3,13 @@
 import numpy as np
 
 from ctm_fast.data.checks import size
-from ctm_fast.data.decode import SIZE, Misfit, decode
+from ctm_fast.data.decode import MODE, SIZE, Misfit, decode
 from ctm_fast.data.images import ImageFile, ImageFiles, Pixels
 from ctm_fast.data.misfits import Misfits
 from ctm_fast.data.parallel import in_order
+from ctm_fast.errors import DataError
 
-_REMEDY = "`python -m ctm_fast.dataset` makes images of one size"
+_REMEDIES = dict.fromkeys((SIZE, MODE), "`python -m ctm_fast.dataset` resizes and converts")
 
 
 def decode_all(source: ImageFiles, resolution: int, channels: int | None) -> Pixels:
@@ -26,7 +27,7 @@ def decode_all(source: ImageFiles, resolution: int, channels: int | None) -> Pix
         return file.name, image if image.ndim == 3 else image[..., None]
 
     pixels = None
-    misfits = Misfits(source.path, source.count, _REMEDY)
+    misfits = Misfits(source.path, source.count, _REMEDIES)
     for i, (name, image) in enumerate(in_order(decoded, source.files, count=source.count, what="reading images")):
         if not isinstance(image, Misfit):
             channels = channels or image.shape[2]
@@ -39,8 +40,19 @@ def decode_all(source: ImageFiles, resolution: int, channels: int | None) -> Pix
             continue
         misfits.see(None)
         if pixels is None:
-            pixels = np.empty((source.count, image.shape[2], resolution, resolution), np.uint8)
+            pixels = _room(source, image.shape)
         pixels[i] = image.transpose(2, 0, 1)
     if misfits or pixels is None:
         misfits.refuse(resolution, channels)
     return pixels
+
+
+def _room(source: ImageFiles, shape: tuple[int, ...]) -> Pixels:
+    """For all images of ``shape`` [H, W, C], channels first; DataError where there is none."""
+    height, width, channels = shape
+    try:
+        return np.empty((source.count, channels, height, width), np.uint8)
+    except (MemoryError, ValueError) as error:
+        gib = source.count * channels * height * width / 2**30
+        what = f"{source.count} images of {size(shape)}, {gib:.0f} GiB"
+        raise DataError(f"data: {source.path}: expected to fit into memory, got {what}") from error

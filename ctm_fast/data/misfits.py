@@ -1,5 +1,6 @@
 """The images of a data set that cannot be taken: all of them are told in one line, the first few by name."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,12 +13,12 @@ MOST = 1000
 
 
 class Misfits:
-    """Counts the images of ``path``, ``count`` in all, in their order; ``remedy`` is said where sizes do not fit."""
+    """Counts the images of ``path``, ``count`` in all, in their order; ``remedies`` is what helps against a kind."""
 
-    def __init__(self, path: Path, count: int, remedy: str = "") -> None:
+    def __init__(self, path: Path, count: int, remedies: Mapping[str, str]) -> None:
         self._path = path
         self.count = count
-        self._remedy = remedy
+        self._remedies = remedies
         self._seen = 0
         self._found: dict[str, list[str]] = {}
         self._numbers: dict[str, int] = {}
@@ -56,5 +57,5 @@ class Misfits:
         }
         told = "; ".join(start[kind] + few(named, self._numbers[kind]) for kind, named in self._found.items())
         looked = f"{self.count}" if self._seen == self.count else f"the first {self._seen} of {self.count}"
-        remedy = f"; {self._remedy}" if self._remedy and SIZE in self._found else ""
-        raise DataError(f"data: {self._path}: {told} ({self.total} of {looked} images){remedy}")
+        remedies = dict.fromkeys(self._remedies[kind] for kind in self._found if kind in self._remedies)
+        raise DataError("; ".join([f"data: {self._path}: {told} ({self.total} of {looked} images)", *remedies]))

@@ -76,13 +76,17 @@ def _labels(shard: Path, table: Any) -> Any:
 
 
 def _rows(shard: Path, table: Any, column: str, prefix: str) -> Iterator[ImageFile]:
-    row = 0
+    row, rows = 0, table.metadata.num_rows
     with reading(shard):
         for batch in table.iter_batches(batch_size=_ROWS, columns=[column], use_threads=False):
+            if row + len(batch) > rows:
+                raise ValueError(f"expected {rows} rows, got more")
             for value in batch.column(0):
                 content = value.as_py()
                 yield _image(f"{prefix}row {row}", None if content is None else content["bytes"])
                 row += 1
+        if row != rows:
+            raise ValueError(f"expected {rows} rows, got {row}")
 
 
 def _image(name: str, content: bytes | None) -> ImageFile:

@@ -9,14 +9,21 @@ from pathlib import Path
 from PIL import Image
 
 from ctm_fast.data.checks import check_images, check_labels, size
-from ctm_fast.data.decode import SIZE, Misfit, convert, decode
+from ctm_fast.data.decode import CONVERSIONS, MODE, SIZE, Misfit, convert, decode
 from ctm_fast.data.edm_zip import picture, png, write_pngs
 from ctm_fast.data.images import Arrays, ImageFiles, Pixels
 from ctm_fast.data.misfits import Misfits
 from ctm_fast.data.parallel import in_order
 from ctm_fast.data.sources import open_source
 from ctm_fast.data.transform import TRANSFORMS
+from ctm_fast.errors import ConfigError
 from ctm_fast.files import atomic_write
+
+_MOST_PIXELS = 1024  # of a side: no network here is made for more
+_REMEDIES = {
+    SIZE: "a transform makes images of one size, a conversion to rgb or grey of one kind",
+    MODE: "a conversion to rgb or grey takes all but 16 bits",
+}
 
 Picture = tuple[str, Callable[[], Image.Image]]
 """The name of an image, and what gives it in mode L or RGB or raises Misfit."""
@@ -56,8 +63,9 @@ def repack(
         conversion: rgb or grey, see :func:`ctm_fast.data.decode.convert`; None: all must be 8-bit grey, or all RGB.
         split: train or, where the source has one, test.
 
-    Raises DataError, which counts all images that cannot be taken.
+    Raises ConfigError for an argument that is none of these, DataError that counts all images that cannot be taken.
     """
+    _check_arguments(resolution, transform, max_images, conversion)
     fit = resolution if transform == "none" else None
     with open_source(source, resolution=fit, labels=labels, split=split) as found:
         if isinstance(found, Arrays):
@@ -68,9 +76,20 @@ def repack(
             check_labels(found.path, found.labels, found.count)
             classes = found.labels[:count].tolist()
         pictures = islice(_pictures(found, conversion), count)
-        pngs = _pngs(pictures, Misfits(found.path, count), resolution, transform)
+        pngs = _pngs(pictures, Misfits(found.path, count, _REMEDIES), resolution, transform)
         atomic_write(destination, lambda file: write_pngs(file, pngs, classes))
     return Repacked(count, 0 if classes is None else max(classes) + 1)
+
+
+def _check_arguments(resolution: int, transform: str, max_images: int | None, conversion: str | None) -> None:
+    if not 1 <= resolution <= _MOST_PIXELS:
+        raise ConfigError(f"resolution: expected 1 to {_MOST_PIXELS}, got {resolution}")
+    if transform not in TRANSFORMS:
+        raise ConfigError(f"transform: expected one of {', '.join(TRANSFORMS)}, got {transform!r}")
+    if max_images is not None and max_images < 1:
+        raise ConfigError(f"max_images: expected at least 1, got {max_images}")
+    if conversion is not None and conversion not in CONVERSIONS:
+        raise ConfigError(f"conversion: expected one of {', '.join(CONVERSIONS)}, got {conversion!r}")
 
 
 def _pictures(found: Arrays | ImageFiles, conversion: str | None) -> Iterator[Picture]:

@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "zip of mixed sizes": (
         lambda d: write_zip(d / "a.zip", {f"{i}.png": grey(8 + i // 2) for i in range(9)}, []),
         r"expected images of 8x8x1, got '2.png' \(9x9x1\), '3.png' \(9x9x1\), '4.png' \(10x10x1\) "
-        r"and 4 more \(7 of 9 images\); `python -m ctm_fast.dataset` makes images of one size$",
+        r"and 4 more \(7 of 9 images\); `python -m ctm_fast.dataset` resizes and converts$",
     ),
     "zip of mixed modes": (
         lambda d: write_zip(d / "a.zip", {"0.png": grey(8), "1.png": Image.new("RGB", (8, 8))}, []),

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from ctm_fast.data import load_dataset, misfits
+from ctm_fast.data.decode_all import decode_all
+from ctm_fast.data.images import ImageFile, ImageFiles
 from ctm_fast.errors import DataError
 from tests.data.forms import encoded, picture, write_folder, write_tar, write_zip
 
@@ -358,6 +360,13 @@ def test_any_number_of_threads_gives_the_same(tmp_path, threads):
     assert "(48 of 333 images)" in told.pop()
 
 
+@pytest.mark.parametrize("count", [2**50, 2**62])
+def test_a_set_that_no_memory_holds(count):
+    source = ImageFiles(Path("a.parquet"), count, [ImageFile("0", lambda: PNGS[0])], None)
+    with pytest.raises(DataError, match=rf"expected to fit into memory, got {count} images of 8x8x3, [0-9]+ GiB"):
+        decode_all(source, 8, None)
+
+
 def test_threads_decode_side_by_side(tmp_path, threads, monkeypatch):
     """Two images wait for each other: on one thread they would wait for ever."""
     barrier = threading.Barrier(2, timeout=20)
@@ -372,3 +381,27 @@ def test_threads_decode_side_by_side(tmp_path, threads, monkeypatch):
     write_folder(tmp_path, {f"{i:04d}.png": grey(value=i) for i in range(64)})
     threads(2)
     assert images_of(tmp_path)[:, 0, 0, 0].tolist() == list(range(64))
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_flipped_bytes_and_truncated_files(tmp_path, form):
+    """No exception but DataError escapes; checksums of tar and PNG keep wrong pixels out, and parquet has none."""
+    path = tmp_path / f"a.{form}"
+    whole = write_tar(path, samples([0, 1, 2])) if form == "tar" else write_parquet(path, [0, 1, 2, 3])
+    content, expected = whole.read_bytes(), images_of(whole)
+    generator = np.random.default_rng(2)
+    broken = [content[:length] for length in generator.integers(0, len(content), 30)]
+    for place in generator.integers(0, len(content), 200):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(generator.integers(8))
+        broken.append(bytes(flipped))
+    refused = 0
+    for wrong in broken:
+        path.write_bytes(wrong)
+        try:
+            read = images_of(path, labels=True)
+        except DataError:
+            refused += 1
+            continue
+        assert form == "parquet" or np.array_equal(read, expected)
+    assert refused > 60
