@@ -156,9 +156,9 @@ class Program(nn.Module):
 def trace(program: Program, batch: tuple[int, int]) -> torch.export.ExportedProgram:
     """``program`` as a graph for any batch from batch[0] to batch[1]."""
     low, high = batch
-    # torch takes a size of 1, or one that cannot be but 2, for a constant.
+    # torch takes a size of 1 for a constant.
     inputs = program.example(min(high, max(low, 2)))
-    sizes = {0: torch.export.Dim("batch", min=low, max=max(high, 3))} if low < high else {}
+    sizes = {0: torch.export.Dim("batch", min=low, max=high)} if low < high else {}
     # Triton's interpreter is Python, which no program carries.
     carried = use_reference() if INTERPRETED else contextlib.nullcontext()
     with torch.no_grad(), carried:
