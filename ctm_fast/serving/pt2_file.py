@@ -1,9 +1,10 @@
 """Programs as AOTInductor packages: compiled code and weights in a zip, run from Python or C++."""
 
 import json
+import platform
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,10 +16,11 @@ from ctm_fast.serving.program import Description
 
 _METADATA = ".wrapper_metadata.json"
 _LONGEST = 1 << 20
+_VECTORS = ("DEFAULT", "AVX2", "AVX512")
 
 
 def write_pt2(exported: torch.export.ExportedProgram, description: Description, path: Path) -> None:
-    """Compile a graph into ``path``: seconds for a small network, minutes for a large one.
+    """Compile a graph into ``path``, for this processor: seconds for a small network, minutes for a large one.
 
     Raises ConfigError where there is no C++ compiler.
     """
@@ -45,9 +47,11 @@ def open_pt2(path: Path) -> tuple[Description, Callable[..., Tensor]]:
     that needs what is not here.
     """
     try:
-        description = Description.of(_metadata(path))
+        metadata = _metadata(path)
+        description = Description.of(metadata)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    _check_processor(path, metadata)
     if "cpp" in description.ops.values() and (reason := _libraries.missing(description.device)):
         raise ConfigError(f"{path}: calls ops of {_libraries.FILES[description.device]}: {reason}")
     if description.device == "cuda" and not torch.cuda.is_available():
@@ -61,6 +65,18 @@ def open_pt2(path: Path) -> tuple[Description, Callable[..., Tensor]]:
         return package(*inputs)
 
     return description, run
+
+
+def _check_processor(path: Path, metadata: Mapping[str, str]) -> None:
+    """ConfigError if the code is another processor's: it would end this process."""
+    machine, here = metadata.get("AOTI_MACHINE"), platform.machine()
+    if machine != here:
+        raise ConfigError(f"{path}: was compiled for {machine}, and this machine is {here}")
+    capability = torch.backends.cpu.get_cpu_capability()
+    known = _VECTORS[: _VECTORS.index(capability) + 1] if capability in _VECTORS else _VECTORS
+    for vectors in _VECTORS:
+        if vectors in metadata.get("AOTI_CPU_ISA", "").split() and vectors not in known:
+            raise ConfigError(f"{path}: was compiled for {vectors}, and torch finds {capability} here")
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -411,5 +412,24 @@ def test_package_for_what_is_not_here(tmp_path: Path) -> None:
         load_exported(tmp_path / "a.pt2")
 
 
-def in_json(about: Description) -> str:
-    return json.dumps(about.metadata())
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"AOTI_MACHINE": "pdp11"}, "was compiled for pdp11, and this machine is "),
+        ({"AOTI_CPU_ISA": "AVX512 AVX512_VNNI"}, "was compiled for AVX512, and torch finds AVX2 here"),
+    ],
+)
+def test_package_of_another_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], message: str
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    (tmp_path / "a.pt2").write_bytes(zipped(MEMBER, in_json(ABOUT, **change)))
+    with pytest.raises(ConfigError, match=message):
+        load_exported(tmp_path / "a.pt2")
+    (tmp_path / "a.pt2").write_bytes(zipped(MEMBER, in_json(ABOUT, AOTI_CPU_ISA="AVX2")))
+    with pytest.raises(CheckpointError, match="does not load into torch"):  # this processor's, but no code in it
+        load_exported(tmp_path / "a.pt2")
+
+
+def in_json(about: Description, **more: str) -> str:
+    return json.dumps(about.metadata() | {"AOTI_MACHINE": platform.machine()} | more)
