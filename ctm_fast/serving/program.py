@@ -103,7 +103,7 @@ class Program(nn.Module):
         if not 1 <= steps <= MOST_STEPS:
             raise ConfigError(f"steps: expected 1 to {MOST_STEPS}, each being compiled on its own, got {steps}")
         sigmas = sampler_sigmas(steps, levels).tolist()
-        renoised = sum(s != sigma for s, sigma in zip(renoise_levels(sigmas, gamma), sigmas[1:], strict=True))
+        renoised = any(s != sigma for s, sigma in zip(renoise_levels(sigmas, gamma), sigmas[1:], strict=True))
         if gamma and isinstance(model, EDMDenoiser):
             raise ConfigError(f"gamma: expected 0 for a teacher, whose solver is deterministic, got {gamma}")
         self.model = model.eval()
@@ -111,7 +111,7 @@ class Program(nn.Module):
         self.start = start
         self.steps = steps
         self.gamma = gamma
-        self.renoised = bool(renoised)
+        self.renoised = renoised
         self.noises = steps - 1 if renoised and start == "x_T" else 0
 
     @property
