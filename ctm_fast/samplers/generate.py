@@ -8,7 +8,7 @@ from torch import Tensor
 from ctm_fast.diffusion.schedule import Levels, karras_sigmas, sampler_sigmas
 from ctm_fast.models import CTM, EDMDenoiser
 from ctm_fast.ops import Stream, philox_normal
-from ctm_fast.samplers.gamma import Noise, gamma_sample, renoise_with
+from ctm_fast.samplers.gamma import JumpRenoise, Noise, gamma_sample, renoise_with
 from ctm_fast.samplers.heun import euler_sample, heun_sample
 
 
@@ -45,26 +45,46 @@ def generate(
         noise: ``noise(i, x)`` takes the place of the seeds' own noise at the i-th re-noising.
     """
     net = model.net
-    x = initial_noise(seeds, (net.img_channels, net.img_resolution, net.img_resolution), levels)
+    x_T = initial_noise(seeds, (net.img_channels, net.img_resolution, net.img_resolution), levels)
+    renoise = seeds if noise is None else noise
+    return generate_from(model, levels, x_T, labels, steps=steps, gamma=gamma, renoise=renoise)
+
+
+@torch.no_grad()
+def generate_from(
+    model: CTM | EDMDenoiser,
+    levels: Levels,
+    x_T: Tensor,
+    labels: Tensor | None = None,
+    *,
+    steps: int = 1,
+    gamma: float = 0.0,
+    renoise: Tensor | Noise | None = None,
+) -> Tensor:
+    """As :func:`generate`, from ``x_T`` [B, C, H, W] float32 at level sigma_max.
+
+    ``renoise``: what gamma-sampling adds: that of seeds [B] int64, or ``noise(i, x)``; needed for a gamma above 0.
+    """
     if isinstance(model, CTM):
 
         def jump(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
             return model.jump(x, t, s, labels)
 
-        def jump_renoise(x: Tensor, t: Tensor, s: Tensor, t_next: Tensor, i: int) -> Tensor:
-            return model.jump_renoise(x, t, s, t_next, seeds, i, labels)
+        jump_renoise: JumpRenoise | None = None
+        if isinstance(renoise, Tensor):
+            seeds = renoise
 
-        return gamma_sample(
-            jump,
-            x,
-            sampler_sigmas(steps, levels).tolist(),
-            gamma=gamma,
-            jump_renoise=jump_renoise if noise is None else renoise_with(jump, noise),
-        )
+            def jump_renoise(x: Tensor, t: Tensor, s: Tensor, t_next: Tensor, i: int) -> Tensor:
+                return model.jump_renoise(x, t, s, t_next, seeds, i, labels)
+
+        elif renoise is not None:
+            jump_renoise = renoise_with(jump, renoise)
+        sigmas = sampler_sigmas(steps, levels).tolist()
+        return gamma_sample(jump, x_T, sigmas, gamma=gamma, jump_renoise=jump_renoise)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         return model.denoise(x, sigma, labels)
 
     if steps == 1:
-        return euler_sample(denoise, x, [levels.sigma_max])
-    return heun_sample(denoise, x, karras_sigmas(steps, levels).tolist())
+        return euler_sample(denoise, x_T, [levels.sigma_max])
+    return heun_sample(denoise, x_T, karras_sigmas(steps, levels).tolist())
