@@ -23,6 +23,7 @@ from ctm_fast.evaluation.measure_likelihood import (
     error_of_probes,
     mean_and_error,
     measure_likelihood,
+    paired_difference,
 )
 from ctm_fast.evaluation.published_likelihood import Compat
 from ctm_fast.evaluation.traces import Probes
@@ -169,8 +170,8 @@ def _print(
         low, mean, high = bits.evaluations.min(), bits.evaluations.mean(), bits.evaluations.max()
         print(f"  evaluations  {mean:.0f} for each image, {low:.0f} to {high:.0f}, tolerance {settings.tolerance:g}")
     if "teacher" in found:
-        difference = found["network"].bits_per_dim - found["teacher"].bits_per_dim
-        print(f"network - teacher: {_number(*mean_and_error(difference))} bits/dim, on common random numbers")
+        difference = paired_difference(found["network"], found["teacher"])
+        print(f"network - teacher: {_number(*difference)} bits/dim, on common random numbers")
 
 
 def _share(bits: ImageBits, settings: Settings) -> str:

@@ -124,6 +124,11 @@ def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
     return float(values.mean()), error
 
 
+def paired_difference(one: ImageBits, other: ImageBits) -> tuple[float, float]:
+    """Mean and standard error of bits/dim of ``one`` minus ``other``, image by image: what both share falls out."""
+    return mean_and_error(one.bits_per_dim - other.bits_per_dim)
+
+
 def error_of_probes(probe_error: NDArray[np.float64]) -> float:
     """The share of the mean's standard error that more probes would take away; NaN where one probe was drawn."""
     return math.sqrt(float(np.square(probe_error).sum())) / len(probe_error)

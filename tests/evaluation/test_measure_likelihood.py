@@ -18,6 +18,7 @@ from ctm_fast.evaluation.measure_likelihood import (
     image_seeds,
     mean_and_error,
     measure_likelihood,
+    paired_difference,
 )
 from tests.worlds import rotated_gaussian
 
@@ -96,6 +97,13 @@ def test_errors_of_a_mean() -> None:
     mean, error = mean_and_error(np.array([4.0]))
     assert mean == 4 and math.isnan(error)
     assert error_of_probes(np.array([0.3, 0.4])) == pytest.approx(0.25)
+
+
+def test_a_difference_is_paired() -> None:
+    """Images of very different bits, models of nearly equal ones: the error is that of the differences."""
+    nothing = np.zeros(3)
+    one, other = (ImageBits(np.array(bits), *[nothing] * 4) for bits in ([9.0, 1.0, 5.0], [8.9, 0.7, 4.8]))
+    assert paired_difference(one, other) == (pytest.approx(0.2), pytest.approx(0.1 / math.sqrt(3)))
 
 
 def test_progress_ends_with_all_images() -> None:
