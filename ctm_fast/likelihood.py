@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ctm_fast import __version__, runtime
+from ctm_fast.data import ImageDataset, epoch_order, load_dataset
 from ctm_fast.errors import CheckpointError, ConfigError, DataError
 from ctm_fast.evaluation.likelihood import Dequantisation
 from ctm_fast.evaluation.measure_likelihood import (
@@ -30,7 +31,6 @@ from ctm_fast.evaluation.traces import Probes
 from ctm_fast.files import atomic_write
 from ctm_fast.models import CTM
 from ctm_fast.serving import Sampler, load
-from ctm_fast.training.data import ImageDataset, epoch_order, load_dataset
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} images [{elapsed}<{remaining}]"
 
@@ -48,7 +48,7 @@ def main() -> None:
     # An adaptive solver takes the rounding of TF32 for a rough ODE.
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    dataset = _dataset(arguments.data, models["network"])
+    dataset = _dataset(arguments.data, arguments.split, models["network"])
     index = _choose(len(dataset.images), arguments.count, settings.seed)
     found = _measure(models, dataset, index, settings)
     _print(arguments, models, dataset, found, settings)
@@ -101,10 +101,14 @@ def _check_teacher(network: Sampler, teacher: Sampler) -> None:
             raise ConfigError(f"--teacher: expected {name} {wanted} as of --network, got {got}")
 
 
-def _dataset(source: str, sampler: Sampler) -> ImageDataset:
+def _dataset(source: str, split: str, sampler: Sampler) -> ImageDataset:
     net = sampler.model.net
     dataset = load_dataset(
-        source, resolution=net.img_resolution, channels=net.img_channels, labels=sampler.num_classes > 0
+        source,
+        resolution=net.img_resolution,
+        channels=net.img_channels,
+        labels=sampler.num_classes > 0,
+        split=split,
     )
     if dataset.num_classes > sampler.num_classes:
         raise DataError(
@@ -157,7 +161,7 @@ def _print(
 ) -> None:
     chosen, shape = len(found["network"].bits_per_dim), "x".join(map(str, dataset.images.shape[1:]))
     print(
-        f"data: {dataset.name}, {chosen} of {len(dataset.images)} images {shape}, "
+        f"data: {dataset.name}, split {arguments.split}, {chosen} of {len(dataset.images)} images {shape}, "
         f"{'unconditional' if dataset.labels is None else 'with their labels'}, "
         f"dequantisation {settings.dequantisation}{f', formula {settings.compat}' if settings.compat else ''}"
     )
@@ -205,7 +209,11 @@ def _write(
         "ctm_fast": __version__,
         "torch": str(torch.__version__),
         "device": str(models["network"].device),
-        "data": {"source": arguments.data, "sha256": hashlib.sha256(dataset.images.numpy().tobytes()).hexdigest()},
+        "data": {
+            "source": arguments.data,
+            "split": arguments.split,
+            "sha256": hashlib.sha256(dataset.images.numpy().tobytes()).hexdigest(),
+        },
         "levels": asdict(models["network"].levels),
         **asdict(settings),
     }
@@ -224,7 +232,8 @@ def _parser() -> runtime.Parser:
     parser = runtime.Parser(prog="python -m ctm_fast.likelihood", description=__doc__)
     add = parser.add_argument
     add("--network", type=Path, required=True, metavar="FILE", help="a snapshot-*.safetensors, CTM or teacher")
-    add("--data", required=True, help="digits, fashion-mnist, a FILE.npz, a FILE.zip or a directory of IDX files")
+    add("--data", required=True, help="digits, fashion-mnist, or a file or directory as for training")
+    add("--split", default="train", help="train or, where the data have one, test (default: train)")
     add("--teacher", type=Path, metavar="FILE", help="another snapshot, compared on the same random numbers")
     add("--count", type=int, help="images, drawn by the seed (default: all)")
     add("--tolerance", type=float, default=1e-5, help="of the solver, relative and absolute (default: 1e-5)")

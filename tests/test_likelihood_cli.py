@@ -67,6 +67,8 @@ BAD = [
     ("--data colour.npz", "data: colour.npz: ", "expected 1 channels, got 3"),
     ("--data bare.npz", "labels: bare.npz: ", "expected the array arr_1"),
     ("--data wide.npz", "labels: wide.npz: ", "expected 0 to 9, the classes of --network, got 12"),
+    ("--split test", "split: ", "five.npz"),
+    ("--split some", "split: ", "some"),
     ("--count 6", "--count: ", "expected 1 to 5, the images of --data, got 6"),
     ("--count 0", "--count: ", "got 0"),
     ("--count few", "argument --count: ", "'few'"),
@@ -117,7 +119,7 @@ def test_two_models_on_common_random_numbers(
     """The file holds what ``measure_likelihood`` gives, the screen its means and the paired difference."""
     words = "--teacher teacher.safetensors --count 3 --probe-count 2 --seed 3 --batch 2 --out bits.npz --device cpu"
     out = run(words, monkeypatch, capsys)
-    assert "five, 3 of 5 images 1x8x8, with their labels, dequantisation uniform" in out
+    assert "five, split train, 3 of 5 images 1x8x8, with their labels, dequantisation uniform" in out
     with np.load("bits.npz") as arrays:
         found = dict(arrays)
     provenance = json.loads(str(found["provenance"]))

@@ -102,8 +102,8 @@ def test_errors_of_a_mean() -> None:
 def test_a_difference_is_paired() -> None:
     """Images of very different bits, models of nearly equal ones: the error is that of the differences."""
     nothing = np.zeros(3)
-    one, other = (ImageBits(np.array(bits), *[nothing] * 4) for bits in ([9.0, 1.0, 5.0], [8.9, 0.7, 4.8]))
-    assert paired_difference(one, other) == (pytest.approx(0.2), pytest.approx(0.1 / math.sqrt(3)))
+    one, other = (ImageBits(np.array(bits), *[nothing] * 4) for bits in ([9.0, 1.0, 1.1], [8.9, 0.8, 0.7]))
+    assert paired_difference(one, other) == (pytest.approx(0.7 / 3), pytest.approx(0.1527525 / math.sqrt(3)))
 
 
 def test_progress_ends_with_all_images() -> None:
