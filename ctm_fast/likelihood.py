@@ -62,7 +62,7 @@ def _settings(arguments: Any) -> Settings:
         raise ConfigError(f"--probe-count: expected none with --probes exact, got {arguments.probe_count}")
     return Settings(
         probes=arguments.probes,
-        count=1 if arguments.probe_count is None else arguments.probe_count,
+        probe_count=1 if arguments.probe_count is None else arguments.probe_count,
         tolerance=arguments.tolerance,
         dequantisation=arguments.dequantisation or ("none" if arguments.compat else "uniform"),
         compat=arguments.compat,
@@ -181,8 +181,8 @@ def _print(
 def _share(bits: ImageBits, settings: Settings) -> str:
     if settings.probes == "exact":
         return "exact trace"
-    probes = f"{settings.count} {settings.probes} probe{'' if settings.count == 1 else 's'}"
-    if settings.count == 1:
+    probes = f"{settings.probe_count} {settings.probes} probe{'' if settings.probe_count == 1 else 's'}"
+    if settings.probe_count == 1:
         return f"that of {probes} included"
     return f"± {error_of_probes(bits.probe_error):.4f} of it from {probes}"
 
@@ -249,7 +249,7 @@ def _parser() -> runtime.Parser:
         choices=get_args(Compat),
         help="the published formula; with its bug; or its mode without noise (default: ours)",
     )
-    add("--batch", type=int, default=64, help="images at once; changes no result (default: 64)")
+    add("--batch", type=int, default=64, help="images at once; changes rounding alone (default: 64)")
     add("--seed", type=int, default=0, help="of probes, dequantisation and --count (default: 0)")
     add("--out", type=Path, metavar="FILE.npz", help="each image's numbers, and how they were made")
     add("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")

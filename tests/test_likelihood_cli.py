@@ -125,7 +125,7 @@ def test_two_models_on_common_random_numbers(
     provenance = json.loads(str(found["provenance"]))
     assert provenance["network"]["sha256"] == hashlib.sha256(Path("ctm.safetensors").read_bytes()).hexdigest()
     assert provenance["teacher"]["sha256"] == hashlib.sha256(Path("teacher.safetensors").read_bytes()).hexdigest()
-    assert [provenance[key] for key in ("seed", "tolerance", "probes", "count", "dequantisation", "compat")] == [
+    assert [provenance[key] for key in ("seed", "tolerance", "probes", "probe_count", "dequantisation", "compat")] == [
         *(3, 0.05, "rademacher", 2, "uniform", None)
     ]
     with np.load("five.npz") as data:
@@ -133,7 +133,7 @@ def test_two_models_on_common_random_numbers(
     index = found["index"]
     assert len(set(index.tolist())) == 3
     assert found["labels"].tolist() == labels[index].tolist()
-    settings = Settings(count=2, tolerance=0.05, seed=3)
+    settings = Settings(probe_count=2, tolerance=0.05, seed=3)
     means = []
     for name, prefix in (("ctm", ""), ("teacher", "teacher_")):
         sampler = load(f"{name}.safetensors", device="cpu")

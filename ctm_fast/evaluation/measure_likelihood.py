@@ -32,12 +32,12 @@ Progress = Callable[[float], None]
 class Settings:
     """How a likelihood is measured; equal settings and images give equal random numbers for any model.
 
-    ``count`` probes for each image, ``draws`` of the bound; ``batch`` changes no result. Others as for
+    ``probe_count`` probes for each image, ``draws`` of the bound; ``batch`` changes rounding alone. Others as for
     :func:`~ctm_fast.evaluation.likelihood.log_likelihood`. ConfigError for a batch or seed out of range.
     """
 
     probes: Probes = "rademacher"
-    count: int = 1
+    probe_count: int = 1
     tolerance: float = 1e-5
     dequantisation: Dequantisation = "uniform"
     compat: Compat | None = None
@@ -104,7 +104,7 @@ def measure_likelihood(
             levels,
             at,
             probes=settings.probes,
-            count=settings.count,
+            count=settings.probe_count,
             tolerance=settings.tolerance,
             dequantisation=settings.dequantisation,
             compat=settings.compat,
