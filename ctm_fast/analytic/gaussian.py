@@ -1,6 +1,7 @@
-"""Gaussian data: exact denoiser, ODE trajectory, jump and density."""
+"""Gaussian data: exact denoiser, score, jump and density."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,6 +45,16 @@ class Gaussian:
         n = math.prod(shape)
         return cls(torch.zeros(n, dtype=torch.float64), std**2 * torch.eye(n, dtype=torch.float64), shape)
 
+    @classmethod
+    def rotated(cls, variances: Sequence[float], shape: tuple[int, int, int], *, seed: int) -> "Gaussian":
+        """N(0, Q diag(variances) Q^T), the rotation Q uniform, drawn from the seed: C H W variances."""
+        n = math.prod(shape)
+        normal = torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        basis, triangle = torch.linalg.qr(normal)
+        basis = basis * triangle.diagonal().sign()  # else Q is not uniform (Mezzadri, arXiv math-ph/0609050)
+        diagonal = torch.tensor(variances, dtype=torch.float64)
+        return cls(torch.zeros(n, dtype=torch.float64), (basis * diagonal) @ basis.T, shape)
+
     def sample(self, batch: int, generator: torch.Generator, *, level: float = 0.0) -> Tensor:
         """[batch, C, H, W] float64 draws of x0 plus noise of std ``level``."""
         z = torch.randn(batch, self.mean.numel(), dtype=torch.float64, generator=generator)
@@ -53,8 +64,13 @@ class Gaussian:
         """E[x0 | x] at level ``sigma``."""
         return self._from_basis(self._to_basis(x) * (self.variances / self._variance_at(sigma)), x.dtype)
 
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """grad_x log p(x; sigma) = (D(x; sigma) - x) / sigma^2, also at sigma = 0."""
+        pull = -self._to_basis(x) / self._variance_at(sigma)
+        return (pull @ self.basis.T).view(-1, *self.shape).to(x.dtype)
+
     def jump(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The exact solution of the probability-flow ODE at ``s``, from x at ``t``."""
+        """The exact solution of the probability-flow ODE at level ``s``, from x at level ``t``."""
         scale = (self._variance_at(s) / self._variance_at(t)).sqrt()
         return self._from_basis(self._to_basis(x) * scale, x.dtype)
 

@@ -15,6 +15,9 @@ from ctm_fast.errors import ConfigError
 Slope = Callable[[Tensor, Tensor, Tensor], Tensor]
 """slope(index, y, t) -> dy/dt [A, M] for y [A, M] and t [A], the samples ``index`` [A] of the batch."""
 
+Progress = Callable[[Tensor], None]
+"""callback(t): where each sample [B] is, after each round of steps."""
+
 _NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 _STAGES = (
     (1 / 5,),
@@ -45,6 +48,7 @@ def solve_adaptive(
     atol: float = 1e-5,
     scalars: int = 0,
     max_steps: int = 10_000,
+    callback: Progress | None = None,
 ) -> Solution:
     """Solve dy/dt = slope from ``t_begin`` to ``t_end`` (above it), each sample with steps of its own.
 
@@ -56,6 +60,7 @@ def solve_adaptive(
         rtol, atol: tolerances of a step.
         scalars: how many of the last numbers stand for themselves, so that a large M does not drown them.
         max_steps: steps of a sample, kept or not, before it is given up.
+        callback: called as callback(t) after each round, t [B].
 
     Raises:
         ConfigError: a tolerance that is not positive, a sample that is not finite, or one that takes too many steps.
@@ -93,6 +98,8 @@ def solve_adaptive(
         y[moved], first[moved] = ahead[kept], slopes[-1][kept]
         t[moved] = torch.where(last, y.new_tensor(t_end), t_now + step)[kept]
         active = active[~(kept & last)]
+        if callback is not None:
+            callback(t)
     raise ConfigError(
         f"rtol, atol: expected tolerances that {max_steps} steps reach, got {rtol}, {atol}, "
         f"unfinished for {len(active)} of {batch} samples"

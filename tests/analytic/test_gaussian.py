@@ -22,6 +22,25 @@ def test_denoiser_is_tweedies(world: Gaussian) -> None:
 
 
 @pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("sigma", [0.0, 0.3, 5.0])
+def test_score_is_the_gradient_of_the_density(world: Gaussian, sigma: float) -> None:
+    x = world.sample(4, torch.Generator().manual_seed(3), level=sigma).requires_grad_()
+    level = torch.full((4,), sigma, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(world.log_prob(x, level).sum(), x)
+    torch.testing.assert_close(world.score(x.detach(), level), gradient)
+
+
+def test_a_rotation_keeps_the_variances_and_belongs_to_its_seed() -> None:
+    variances = [0.1, 0.2, 0.5, 1.0]
+    world, again, other = (Gaussian.rotated(variances, (1, 2, 2), seed=seed) for seed in (3, 3, 4))
+    assert world.variances.tolist() == pytest.approx(variances)
+    covariance, turned = (w.basis @ torch.diag(w.variances) @ w.basis.T for w in (world, other))
+    assert (covariance - torch.diag(covariance.diagonal())).abs().max() > 0.05
+    assert not torch.allclose(covariance, turned)
+    assert torch.equal(world.basis, again.basis)
+
+
+@pytest.mark.parametrize("world", WORLDS)
 def test_jump_solves_the_ode(world: Gaussian) -> None:
     """dG/ds = (x_s - D(x_s; s)) / s, and jumps compose."""
     x = world.sample(3, torch.Generator().manual_seed(1), level=5.0)

@@ -1,6 +1,7 @@
 """Group normalisation with what surrounds it in a U-Net's block, in plain PyTorch."""
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,6 +28,8 @@ def group_norm_silu(
         h = h * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
         mean = rstd = h.new_empty((0, groups))
     else:
+        if forward_ad.unpack_dual(h).tangent is not None:
+            h = h.contiguous()  # the op's own forward-mode derivative takes no channels_last
         h, mean, rstd = torch.native_group_norm(h, weight, bias, batch, channels, height * width, groups, eps)
     if scale is not None:
         h = h * (1 + scale[:, :, None, None])
