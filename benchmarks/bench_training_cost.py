@@ -1,7 +1,7 @@
 """What a CTM step costs beside the same mathematics written the published way (``tests/training/naive.py``).
 
-M = 17, k = E[k] = 12, a DDPM++ of 6.5 M parameters at 32x32, eagerly, float32. Three ways: ``fast``; ``naive``, with the
-same modules and kernels; ``naive, plain NCHW``, in PyTorch's own modules. Forward-equivalents are counted by calls of
+M = 17, k = E[k] = 12, a DDPM++ of 6.5 M parameters at 32x32, eagerly, float32. Three ways: ``fast``; ``naive``, with
+the same modules and kernels; ``naive, plain NCHW``, in PyTorch's own modules. Forward-equivalents are counted by calls of
 the networks: a sample once through one is 1, its gradient to the input 1, to weights as well 2.
 """
 
