@@ -10,7 +10,7 @@ from ctm_fast.samplers.gamma import (
     renoise_with,
     two_time_jumps,
 )
-from ctm_fast.samplers.generate import evaluations, generate, initial_noise
+from ctm_fast.samplers.generate import evaluations, generate, generation_sigmas, initial_noise
 from ctm_fast.samplers.guidance import classifier_guided, guided
 from ctm_fast.samplers.heun import Churn, euler_sample, heun_sample
 from ctm_fast.samplers.inversion import invert, slerp
@@ -31,6 +31,7 @@ __all__ = [
     "from_stroke",
     "gamma_sample",
     "generate",
+    "generation_sigmas",
     "guided",
     "heun_sample",
     "initial_noise",
