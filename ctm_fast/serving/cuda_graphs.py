@@ -20,7 +20,7 @@ class CapturedSampler:
     keeps the order of the calls.
 
     Args:
-        sample: sample(seeds, labels) -> [B, C, H, W] float32 in [-1, 1], with fixed levels; it never waits for the device.
+        sample: sample(seeds, labels) -> [B, C, H, W] float32 in [-1, 1], never waiting for the device.
         batch: rows of the graph.
         conditional: whether there are labels.
         device: a CUDA device.

@@ -1,7 +1,7 @@
 """CUDA graphs without CUDA: what is captured is noted op by op, and a replay runs it again in the same memory.
 
-So it has what matters about a graph: it reads and writes the memory that it was captured with, whatever the arguments of
-a later call are, and values that Python knew while it was captured stay as they were.
+So it has what matters about a graph: it reads and writes the memory that it was captured with, whatever the arguments
+of a later call are, and values that Python knew while it was captured stay as they were.
 """
 
 import contextlib

@@ -1,6 +1,5 @@
 """What a warm-up makes of a model: the same images, by packed weights on a CPU and by graphs on CUDA."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,9 @@ def test_warmup_says_what_it_cannot_do(tmp_path: Path) -> None:
     reason = unsupported(torch.bfloat16)
     expected = images(sampler, range(3))
     said = sampler.warmup(batch_sizes=[3])
-    assert said == ("convolutions with weights packed by oneDNN" if reason is None else f"weights as they are: {reason}")
+    assert said == (
+        "convolutions with weights packed by oneDNN" if reason is None else f"weights as they are: {reason}"
+    )
     assert (images(sampler, range(3)) - expected).abs().max() <= 0.1  # bfloat16 keeps 8 bits
 
 
@@ -106,9 +107,9 @@ def test_divide(count: int, sizes: tuple[int, ...], parts: list[tuple[int, int]]
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Graph]]:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     """CUDA graphs, simulated on the CPU."""
-    yield simulate(monkeypatch)
+    return simulate(monkeypatch)
 
 
 def capture(sampler: Sampler, sizes: list[int], **options: Any) -> None:
