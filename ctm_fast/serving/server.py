@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -112,9 +111,7 @@ class Server:
         self._running: list[_Waiting] = []
         self._closed = False
         self._broken: BaseException | None = None
-        # A new thread would take as many threads for its operators as there are cores.
-        threads = torch.get_num_threads()
-        self._thread = threading.Thread(target=self._serve, args=(threads,), name="ctm_fast-server", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="ctm_fast-server", daemon=True)
         self._thread.start()
 
     @property
@@ -191,8 +188,7 @@ class Server:
             line.sweep()
         self._lines = {kind: line for kind, line in self._lines.items() if line.requests}
 
-    def _serve(self, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def _serve(self) -> None:
         try:
             while self._next():
                 self._answer(self._running)
