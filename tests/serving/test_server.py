@@ -239,8 +239,9 @@ def test_an_error_in_the_block_cancels(sampler: Sampler) -> None:
 
 
 def test_an_answer_keeps_no_other_alive(sampler: Sampler) -> None:
-    with sampler.serve(max_wait_ms=50) as server:
-        first, second = tensor(server.submit([1])), tensor(server.submit(range(8)))
+    with sampler.serve(max_batch=9, max_wait_ms=FOREVER) as server:
+        futures = [server.submit([1]), server.submit(range(8))]
+        first, second = map(tensor, futures)
     assert first.untyped_storage().nbytes() == first.nbytes
     assert second.untyped_storage().nbytes() == second.nbytes
 
