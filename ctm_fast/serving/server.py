@@ -135,14 +135,14 @@ class Server:
 
         ``future.cancel()`` takes a request back that still waits. Callbacks of futures run in the server's thread.
 
-        Raises, at once: ConfigError or LevelError for bad arguments or more than ``max_batch`` seeds, QueueFullError,
+        Raises, at once: ConfigError or LevelError for bad arguments or not 1 to ``max_batch`` seeds, QueueFullError,
         ServerClosedError. What goes wrong later is the future's exception.
         """
         engine = self._engine
         plan = check_plan(engine.model, engine.levels, steps, gamma, sigmas, guidance)
         waiting = _Waiting(check_request(engine.model, seeds, plan, labels, output))
-        if waiting.images > self._max_batch:
-            raise ConfigError(f"seeds: expected at most max_batch, {self._max_batch}, got {waiting.images}")
+        if not 1 <= waiting.images <= self._max_batch:
+            raise ConfigError(f"seeds: expected 1 to max_batch, {self._max_batch}, got {waiting.images}")
         with self._changed:
             if self._closed:
                 raise ServerClosedError("the server is closed") from self._broken
