@@ -21,7 +21,7 @@ from ctm_fast.runtime import run as run_program
 HERE = Path(__file__).parent
 LOGS = ROOT / "build" / "benchmarks"
 FIRST = ("bench_ceilings.py", "bench_block.py")
-LAST = ("bench_cifar_network.py", "bench_unet.py", "bench_sample.py", "bench_train_step.py")
+LAST = ("bench_cifar_network.py", "bench_unet.py", "bench_sample.py", "bench_sampler.py", "bench_train_step.py")
 
 
 def benchmark_files(only: str = "") -> list[Path]:

@@ -1,7 +1,8 @@
 """Models on the Hugging Face Hub, or in a folder laid out as there: ``model.safetensors``, ``config.json``, a card.
 
 Needs the extra ``hub``: ``pip install ctm_fast[hub]``. Without it, importing this module raises ImportError; no other
-module imports it. ``model.safetensors`` alone describes the model; ``config.json`` is for readers and for the Hub.
+module imports it; :func:`ctm_fast.serving.load` takes the same folders and repositories. ``model.safetensors`` alone
+describes the model; ``config.json`` is for readers and for the Hub.
 """
 
 from collections.abc import Mapping
@@ -11,13 +12,13 @@ from typing import Any
 
 from ctm_fast.errors import CheckpointError
 from ctm_fast.models import CTM, EDMDenoiser, load_model, save_model
+from ctm_fast.models.repository import WEIGHTS, download
 
 try:
-    from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
+    from huggingface_hub import ModelCard, ModelHubMixin
 except ImportError as error:
     raise ImportError(f"ctm_fast.hub needs huggingface_hub: pip install ctm_fast[hub] ({error})") from error
 
-WEIGHTS = "model.safetensors"
 _CARD = """---
 {{ card_data }}
 ---
@@ -97,5 +98,5 @@ class _HubModel(ModelHubMixin, library_name="ctm_fast", model_card_template=_CAR
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "_HubModel":
         folder = Path(model_id)
-        path = folder / WEIGHTS if folder.is_dir() else hf_hub_download(repo_id=model_id, filename=WEIGHTS, **options)
+        path = folder / WEIGHTS if folder.is_dir() else download(model_id, **options)
         return cls(*load_model(path))

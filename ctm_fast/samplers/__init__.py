@@ -10,7 +10,7 @@ from ctm_fast.samplers.gamma import (
     renoise_with,
     two_time_jumps,
 )
-from ctm_fast.samplers.generate import evaluations, generate, generate_from, initial_noise
+from ctm_fast.samplers.generate import evaluations, generate, generate_from, generation_sigmas, initial_noise
 from ctm_fast.samplers.guidance import classifier_guided, guided
 from ctm_fast.samplers.heun import Churn, euler_sample, heun_sample
 from ctm_fast.samplers.inversion import invert, slerp
@@ -32,6 +32,7 @@ __all__ = [
     "gamma_sample",
     "generate",
     "generate_from",
+    "generation_sigmas",
     "guided",
     "heun_sample",
     "initial_noise",

@@ -1,6 +1,7 @@
 """From seeds to images: the start x_T, and the sampler that fits the model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,12 +10,20 @@ from ctm_fast.diffusion.schedule import Levels, karras_sigmas, sampler_sigmas
 from ctm_fast.models import CTM, EDMDenoiser
 from ctm_fast.ops import Stream, philox_normal
 from ctm_fast.samplers.gamma import JumpRenoise, Noise, gamma_sample, renoise_with
+from ctm_fast.samplers.guidance import guided
 from ctm_fast.samplers.heun import euler_sample, heun_sample
 
 
 def initial_noise(seeds: Tensor, shape: Sequence[int], levels: Levels) -> Tensor:
     """x_T = sigma_max N(0, I): [B, *shape] float32; row b depends on seeds[b] alone."""
     return levels.sigma_max * philox_normal(seeds, 0, shape, stream=Stream.X_T)
+
+
+def generation_sigmas(model: CTM | EDMDenoiser, steps: int, levels: Levels) -> list[float]:
+    """The levels that :func:`generate` goes through in ``steps`` steps; LevelError for less than one."""
+    if isinstance(model, CTM):
+        return sampler_sigmas(steps, levels).tolist()
+    return [levels.sigma_max] if steps == 1 else karras_sigmas(steps, levels).tolist()
 
 
 def evaluations(model: CTM | EDMDenoiser, steps: int) -> int:
@@ -31,6 +40,8 @@ def generate(
     *,
     steps: int = 1,
     gamma: float = 0.0,
+    sigmas: Sequence[float] | None = None,
+    guidance: float | None = None,
     noise: Noise | None = None,
 ) -> Tensor:
     """[B, C, H, W] float32 images, not clamped.
@@ -42,49 +53,59 @@ def generate(
         seeds: [B] int64, one stream of noise each.
         labels: [B] class indices for a conditional model, else None.
         gamma: of gamma-sampling; not used by an EDM denoiser.
+        sigmas: levels in place of those of ``steps``, largest first: x_T is drawn at the first; a CTM ends at the last,
+            the solvers take one more step from there to 0. LevelError unless positive and strictly decreasing.
+        guidance: weight of classifier-free guidance, for a model trained with label dropout: every evaluation is made
+            with and without the label. None, or 1 at twice the cost, for none.
         noise: ``noise(i, x)`` takes the place of the seeds' own noise at the i-th re-noising.
     """
     net = model.net
-    x_T = initial_noise(seeds, (net.img_channels, net.img_resolution, net.img_resolution), levels)
+    sigmas = generation_sigmas(model, steps, levels) if sigmas is None else sigmas
+    shape = (net.img_channels, net.img_resolution, net.img_resolution)
+    x_T = sigmas[0] * philox_normal(seeds, 0, shape, stream=Stream.X_T)
     renoise = seeds if noise is None else noise
-    return generate_from(model, levels, x_T, labels, steps=steps, gamma=gamma, renoise=renoise)
+    return generate_from(model, x_T, sigmas, labels, gamma=gamma, guidance=guidance, renoise=renoise)
 
 
 @torch.no_grad()
 def generate_from(
     model: CTM | EDMDenoiser,
-    levels: Levels,
     x_T: Tensor,
+    sigmas: Sequence[float],
     labels: Tensor | None = None,
     *,
-    steps: int = 1,
     gamma: float = 0.0,
+    guidance: float | None = None,
     renoise: Tensor | Noise | None = None,
 ) -> Tensor:
-    """As :func:`generate`, from ``x_T`` [B, C, H, W] float32 at level sigma_max.
+    """As :func:`generate`, from ``x_T`` [B, C, H, W] float32 at the first of ``sigmas``.
 
     ``renoise``: what gamma-sampling adds: that of seeds [B] int64, or ``noise(i, x)``; needed for a gamma above 0.
     """
+
+    def labelled(evaluate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        strong = partial(evaluate, labels=labels)
+        if guidance is None:
+            return strong
+        no_class = x_T.new_zeros(len(x_T), model.net.label_dim)
+        return guided(strong, partial(evaluate, labels=no_class), scale=guidance)
+
     if isinstance(model, CTM):
-
-        def jump(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-            return model.jump(x, t, s, labels)
-
+        jump = labelled(model.jump)
         jump_renoise: JumpRenoise | None = None
         if isinstance(renoise, Tensor):
             seeds = renoise
 
-            def jump_renoise(x: Tensor, t: Tensor, s: Tensor, t_next: Tensor, i: int) -> Tensor:
+            def own_noise(i: int, x: Tensor) -> Tensor:
+                return philox_normal(seeds, i, x.shape[1:], stream=Stream.RENOISE)
+
+            def at_once(x: Tensor, t: Tensor, s: Tensor, t_next: Tensor, i: int) -> Tensor:
                 return model.jump_renoise(x, t, s, t_next, seeds, i, labels)
 
+            # One pass makes jump and noise, where both are the model's own.
+            jump_renoise = at_once if guidance is None else renoise_with(jump, own_noise)
         elif renoise is not None:
             jump_renoise = renoise_with(jump, renoise)
-        sigmas = sampler_sigmas(steps, levels).tolist()
         return gamma_sample(jump, x_T, sigmas, gamma=gamma, jump_renoise=jump_renoise)
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return model.denoise(x, sigma, labels)
-
-    if steps == 1:
-        return euler_sample(denoise, x_T, [levels.sigma_max])
-    return heun_sample(denoise, x_T, karras_sigmas(steps, levels).tolist())
+    denoise = labelled(model.denoise)
+    return euler_sample(denoise, x_T, sigmas) if len(sigmas) == 1 else heun_sample(denoise, x_T, sigmas)

@@ -14,7 +14,7 @@ from ctm_fast.diffusion.schedule import Levels, sampler_sigmas
 from ctm_fast.errors import CheckpointError, ConfigError
 from ctm_fast.models import CTM, EDMDenoiser
 from ctm_fast.ops._library import INTERPRETED, Backend, use_reference
-from ctm_fast.samplers import generate, generate_from, renoise_levels
+from ctm_fast.samplers import generate, generate_from, generation_sigmas, renoise_levels
 
 FORMAT = "ctm_fast.export.1"
 MOST_STEPS = 100
@@ -134,7 +134,8 @@ class Program(nn.Module):
             images = generate(model, levels, first, labels, steps=steps, gamma=gamma)
         else:
             renoise = (lambda i, x: left[0][:, i]) if self.noises else None
-            images = generate_from(model, levels, first, labels, steps=steps, gamma=gamma, renoise=renoise)
+            sigmas = generation_sigmas(model, steps, levels)
+            images = generate_from(model, first, sigmas, labels, gamma=gamma, renoise=renoise)
         return images.clamp(-1, 1)
 
     def example(self, batch: int) -> tuple[Tensor, ...]:

@@ -1,40 +1,48 @@
 """A model that is ready to sample: seeds in, images out."""
 
-import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ctm_fast import runtime
-from ctm_fast.diffusion.images import to_uint8
-from ctm_fast.diffusion.schedule import Levels, sampler_sigmas
+from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.errors import CheckpointError, ConfigError, LevelError
 from ctm_fast.models import CTM, EDMDenoiser, load_model
-from ctm_fast.samplers import generate, renoise_levels
+from ctm_fast.models.repository import weights_file
+from ctm_fast.serving.engine import Engine
+from ctm_fast.serving.pixels import to_pictures
+from ctm_fast.serving.request import Integers, Output, check_integers, check_labels, check_plan, check_request
+from ctm_fast.serving.server import Server
 
-Output = Literal["float", "uint8", "pil"]
-_OUTPUTS = ("float", "uint8", "pil")
-_MAX_SEED = 2**63 - 1
+MAX_BATCH = 65_536
 
 
-def load(path: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Sampler":
+def load(
+    path_or_hub_id: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    threads: int | None = None,
+) -> "Sampler":
     """A :class:`Sampler` of a snapshot.
 
     Args:
-        path: a .safetensors file of a run, teacher or CTM.
+        path_or_hub_id: a .safetensors file of a run, teacher or CTM; a folder with ``model.safetensors``; or
+            ``user/name`` on the Hugging Face Hub (extra ``hub``), unless there is such a path.
         device: by default the first GPU, else the CPU.
         dtype: what the network computes in: float32 (the default), bfloat16 or float16.
+        threads: CPU threads of the process; None leaves them.
 
     Raises CheckpointError naming the file, ConfigError for another dtype or a device that is not there.
     """
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ConfigError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
-    chosen = runtime.prepare(None if device is None else str(device), None)
+    chosen = runtime.prepare(None if device is None else str(device), threads)
+    path = weights_file(path_or_hub_id)
     model, metadata = load_model(path, device=chosen, dtype=dtype)
     try:
         levels = Levels(**metadata["config"]["levels"])
@@ -44,7 +52,9 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: torc
 
 
 class Sampler:
-    """Images of seeds; the image of a seed does not depend on the others in the call. Calls change nothing.
+    """Images of seeds; the image of a seed does not depend on the others in the call.
+
+    A call changes nothing: any number of threads may call at once.
 
     Args:
         model: a CTM, or an EDM denoiser (sampled by EDM's Heun solver).
@@ -53,10 +63,20 @@ class Sampler:
     """
 
     def __init__(self, model: CTM | EDMDenoiser, levels: Levels, *, batch: int = 256) -> None:
+        _check_sizes("batch", [batch])
         self.model = model.eval()
         self.levels = levels
-        self.batch = batch
-        self.device = model.net.out_conv.weight.device
+        self._engine = Engine(self.model, levels, batch)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self._engine.device
+
+    @property
+    def batch(self) -> int:
+        """How many images the network makes at once."""
+        return self._engine.batch
 
     @property
     def num_classes(self) -> int:
@@ -65,82 +85,81 @@ class Sampler:
 
     def __call__(
         self,
-        seeds: Sequence[int],
-        steps: int = 1,
+        seeds: Integers,
+        steps: int | None = None,
         gamma: float = 0.0,
-        labels: Sequence[int] | int | None = None,
+        labels: Integers | int | None = None,
         output: Output = "float",
+        *,
+        sigmas: Iterable[float] | None = None,
+        guidance: float | None = None,
     ) -> Tensor | list[Image.Image]:
         """The images of ``seeds``.
 
         Args:
             seeds: integers in 0..2^63 - 1, one image each.
-            steps: jumps of gamma-sampling, one network evaluation each; levels of the Heun solver for a teacher.
+            steps: jumps of gamma-sampling, one network evaluation each; levels of the Heun solver for a teacher. By
+                default 1.
             gamma: in [0, 1]: 0 is deterministic, 1 is consistency-model multistep. A teacher takes 0 only.
             labels: classes, one for each seed or one for all; by default seed modulo the number of classes.
-            output: "float": [B, C, H, W] float32 in [-1, 1]; "uint8": [B, H, W, C], rounded; "pil": a list.
+            output: "float": [B, C, H, W] float32 in [-1, 1] on the device; "uint8": [B, H, W, C], rounded, on the CPU;
+                "pil": a list.
+            sigmas: noise levels in place of those of ``steps``, strictly decreasing, within those of the model: a CTM
+                jumps from each to the next (two at least), a teacher's solver goes on from the last to 0. The noise
+                starts at the first.
+            guidance: weight of classifier-free guidance, for a model trained with label dropout, at twice the cost: 1
+                is none, more is closer to the class.
 
-        Raises ConfigError or LevelError, naming the argument, before any work.
+        Raises ConfigError or LevelError, both ValueErrors, naming the argument, before any work.
         """
-        seeds = _integers("seeds", seeds, _MAX_SEED)
-        (steps,) = _integers("steps", [steps], 10_000)
-        if steps < 1:
-            raise ConfigError("steps: expected an integer in 1..10000, got 0")
-        if not isinstance(gamma, int | float):
-            raise ConfigError(f"gamma: expected a number, got {gamma!r}")
-        renoise_levels(sampler_sigmas(steps, self.levels).tolist(), gamma)
-        if gamma and isinstance(self.model, EDMDenoiser):
-            raise ConfigError(f"gamma: expected 0 for a teacher, whose solver is deterministic, got {gamma}")
-        if output not in _OUTPUTS:
-            raise ConfigError(f"output: expected one of {', '.join(_OUTPUTS)}, got {output!r}")
-        classes = self.labels_of(seeds, labels)
-        images = [
-            generate(
-                self.model,
-                self.levels,
-                torch.tensor(seeds[i : i + self.batch], dtype=torch.int64, device=self.device),
-                None if classes is None else torch.tensor(classes[i : i + self.batch], device=self.device),
-                steps=steps,
-                gamma=gamma,
-            )
-            for i in range(0, len(seeds), self.batch)
-        ]
-        net = self.model.net
-        empty = torch.empty(0, net.img_channels, net.img_resolution, net.img_resolution, device=self.device)
-        x = torch.cat([empty, *images]).clamp(-1, 1)
-        if output == "float":
-            return x
-        x8 = to_uint8(x).permute(0, 2, 3, 1).contiguous()
-        if output == "uint8":
-            return x8
-        return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in x8.cpu().numpy()]
+        plan = check_plan(self.model, self.levels, steps, gamma, sigmas, guidance)
+        request = check_request(self.model, seeds, plan, labels, output)
+        uint8 = request.output != "float"
+        x = self._engine.run(request.seeds, request.labels, plan, uint8=uint8)
+        return to_pictures(x) if request.output == "pil" else x
 
-    def labels_of(self, seeds: Sequence[int], labels: Sequence[int] | int | None = None) -> list[int] | None:
+    def labels_of(self, seeds: Sequence[int], labels: Integers | int | None = None) -> list[int] | None:
         """The class of each seed's image, None for an unconditional model. ConfigError as for a call."""
-        if self.num_classes == 0:
-            if labels is not None:
-                raise ConfigError("labels: expected None for an unconditional model, got labels")
-            return None
-        if labels is None:
-            return [seed % self.num_classes for seed in seeds]
-        given = labels if isinstance(labels, Iterable) else [labels] * len(seeds)
-        classes = _integers("labels", given, self.num_classes - 1)
-        if len(classes) != len(seeds):
-            raise ConfigError(f"labels: expected {len(seeds)}, one for each seed, got {len(classes)}")
-        return classes
+        return check_labels(self.model, seeds, labels)
+
+    def warmup(
+        self,
+        batch_sizes: Sequence[int] = (1, 8, 64),
+        *,
+        steps: int | None = None,
+        gamma: float = 0.0,
+        sigmas: Iterable[float] | None = None,
+        guidance: float | None = None,
+    ) -> str:
+        """Make the calls to come fast, and say how: once, after loading, before other threads call.
+
+        On a CUDA device, calls with these ``steps``, ``gamma``, ``sigmas`` and ``guidance`` are from now on one graph
+        for each batch, with as many rows as the smallest of ``batch_sizes`` that holds it; more images than the largest
+        take several. Other options are launched kernel by kernel, as without a warm-up.
+
+        On a CPU, the convolutions' weights are laid out once as oneDNN wants them, whatever the options, which takes
+        their memory a second time; nothing is padded. Later changes of the model's weights are not seen.
+
+        Images are the same as before, to rounding. Raises ConfigError or LevelError as for a call.
+        """
+        plan = check_plan(self.model, self.levels, steps, gamma, sigmas, guidance)
+        return self._engine.warmup(_check_sizes("batch_sizes", batch_sizes), plan)
+
+    def serve(self, max_batch: int = 64, max_wait_ms: float = 5.0, max_queue: int = 1024) -> Server:
+        """A running :class:`Server`, which answers requests from many threads in common batches.
+
+        Args:
+            max_batch: images made at once, and the most that one request may ask for.
+            max_wait_ms: how long the first request of a batch waits for others to fill it.
+            max_queue: images that may wait; more are refused with QueueFullError.
+
+        Raises ConfigError naming the argument.
+        """
+        return Server(self._engine, max_batch=max_batch, max_wait_ms=max_wait_ms, max_queue=max_queue)
 
 
-def _integers(name: str, values: Iterable[object], highest: int) -> list[int]:
-    """``values`` (of Python, NumPy or PyTorch) as Python integers; ConfigError unless all are in 0..highest."""
-    if not isinstance(values, Iterable):
-        raise ConfigError(f"{name}: expected a sequence of integers, got {values!r}")
-    numbers = []
-    for value in values:
-        try:
-            number = operator.index(value)  # type: ignore[arg-type]
-        except TypeError:
-            number = -1
-        if not 0 <= number <= highest:
-            raise ConfigError(f"{name}: expected integers in 0..{highest}, got {value!r}")
-        numbers.append(number)
-    return numbers
+def _check_sizes(name: str, sizes: Sequence[int]) -> list[int]:
+    checked = check_integers(name, sizes, MAX_BATCH)
+    if not checked or 0 in checked:
+        raise ConfigError(f"{name}: expected integers in 1..{MAX_BATCH}, got {list(sizes)}")
+    return checked

@@ -1,21 +1,32 @@
 """The sampler: an image is a function of its seed and class, in whatever company it is made."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from torch import Tensor
 
+from ctm_fast import hub
+from ctm_fast.diffusion.schedule import karras_sigmas, sampler_sigmas
 from ctm_fast.errors import CheckpointError, ConfigError, LevelError
 from ctm_fast.models import CTM, EDMDenoiser, load_model, save_model
+from ctm_fast.ops import Stream, gamma_step, philox_normal, philox_words
+from ctm_fast.ops.reference import philox_normal as reference
 from ctm_fast.sample import load
-from ctm_fast.samplers import initial_noise
+from ctm_fast.samplers import euler_sample, heun_sample, initial_noise, renoise_levels
 from ctm_fast.serving import Sampler
+from tests.models.small import SMALL, random_network
 from tests.snapshots import save_snapshot, small_config
+
+ROOT = Path(__file__).parent.parent.parent
 
 TOGETHER = 1e-5
 """How far an image may move with the batch it is in, in [-1, 1]: convolutions of another batch round differently."""
@@ -62,13 +73,18 @@ def test_image_of_a_seed_does_not_depend_on_the_order(sampler: Sampler) -> None:
     assert (got[0] - got[1]).abs().max() > 0.1
 
 
-def test_noise_is_the_same_in_any_batch(sampler: Sampler) -> None:
-    """The noise itself not only nearly, but bit for bit."""
-    seeds = torch.arange(64)
-    whole = initial_noise(seeds, (1, 8, 8), sampler.levels)
+@pytest.mark.parametrize("stream", [Stream.X_T, Stream.RENOISE])
+def test_noise_is_the_same_in_any_batch(sampler: Sampler, stream: Stream) -> None:
+    """The words are identical, the normals to 2e-6 of the reference's and, here, to the bit."""
+    seeds = torch.arange(64) * 2**40 + 3
+    shape = (3, 8, 8)
+    words, whole = philox_words(seeds, 5, shape, stream=stream), philox_normal(seeds, 5, shape, stream=stream)
+    assert (whole - reference.philox_normal(seeds, 5, shape, int(stream), False)).abs().max() <= 2e-6
     for batch in (1, 7):
-        parts = [initial_noise(seeds[i : i + batch], (1, 8, 8), sampler.levels) for i in range(0, 64, batch)]
-        assert torch.equal(torch.cat(parts), whole)
+        parts = [seeds[i : i + batch] for i in range(0, 64, batch)]
+        assert torch.equal(torch.cat([philox_words(part, 5, shape, stream=stream) for part in parts]), words)
+        assert torch.equal(torch.cat([philox_normal(part, 5, shape, stream=stream) for part in parts]), whole)
+    assert torch.equal(initial_noise(seeds, shape, sampler.levels), 80 * philox_normal(seeds, 0, shape, stream=0))
 
 
 def test_gamma_0_is_deterministic_and_gamma_is_felt(sampler: Sampler) -> None:
@@ -154,6 +170,96 @@ def test_bfloat16(snapshots: dict[str, Path], sampler: Sampler) -> None:
     assert 0 < (rough - x).abs().mean() <= 2e-2
 
 
+def test_levels_of_ones_own(sampler: Sampler) -> None:
+    """Those of the steps give the same to the bit; others are what the formulas say, jump by jump."""
+    seeds = range(6)
+    same = sampler_sigmas(3, sampler.levels)
+    expected = images(sampler, seeds, steps=3, gamma=0.4)
+    for given in (same, same.tolist(), torch.from_numpy(same), iter(same)):
+        assert torch.equal(images(sampler, seeds, sigmas=given, gamma=0.4), expected)
+    sigmas = [40.0, 3.0, 0.25, 0.01]
+    rows, labels = torch.arange(6), torch.arange(6)
+    model = sampler.model
+    assert isinstance(model, CTM)
+
+    def full(level: float) -> Tensor:
+        return torch.full((6,), level)
+
+    x = 40 * philox_normal(rows, 0, (1, 8, 8), stream=Stream.X_T)
+    lower = renoise_levels(sigmas, 0.4)
+    with torch.no_grad():
+        for i, (t, s, t_next) in enumerate(zip(sigmas, lower, sigmas[1:], strict=False)):
+            noise = philox_normal(rows, i, (1, 8, 8), stream=Stream.RENOISE)
+            x = model.jump(x, full(t), full(s), labels) + (t_next**2 - s**2) ** 0.5 * noise
+    got = images(sampler, seeds, sigmas=sigmas, gamma=0.4)
+    assert (got - x.clamp(-1, 1)).abs().max() <= TOGETHER
+    assert (got - images(sampler, seeds, steps=3, gamma=0.4)).abs().max() > 0.01
+
+
+def test_levels_of_ones_own_for_a_teacher(snapshots: dict[str, Path]) -> None:
+    sampler = load(snapshots["teacher"], device="cpu")
+    same = karras_sigmas(5, sampler.levels)
+    assert torch.equal(images(sampler, range(4), sigmas=same), images(sampler, range(4), steps=5))
+    assert torch.equal(images(sampler, range(4), sigmas=[80.0]), images(sampler, range(4)))
+    x = 9 * philox_normal(torch.arange(4), 0, (1, 8, 8), stream=Stream.X_T)
+    with torch.no_grad():
+        expected = heun_sample(lambda x, t: sampler.model.denoise(x, t, torch.arange(4)), x, [9.0, 1.0])
+    assert (images(sampler, range(4), sigmas=[9, 1]) - expected.clamp(-1, 1)).abs().max() <= TOGETHER
+
+
+@pytest.mark.parametrize("arch", ["ddpmpp", "adm"])
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
+def test_guidance(arch: str, weight: float) -> None:
+    """Both are affine in the network's output: weight the outputs, and make one jump of them."""
+    levels = small_config(0).levels
+    net = random_network(replace(SMALL[arch], label_dropout=0.1), s_branch=True)
+    model = CTM(net)
+    seeds, labels = torch.tensor([3, 7, 2**40]), torch.tensor([4, 0, 2])
+    sigmas, gamma = [80.0, 2.0, 0.002], 0.6
+    x = 80 * philox_normal(seeds, 0, (3, 8, 8), stream=Stream.X_T)
+    with torch.no_grad():
+        for i, (t, s, t_next) in enumerate(zip(sigmas, renoise_levels(sigmas, gamma), sigmas[1:], strict=False)):
+            t_, s_, next_ = (torch.full((3,), level) for level in (t, s, t_next))
+            weak = model.raw(x, t_, s_, torch.zeros(3, 5))
+            F_x = weak + weight * (model.raw(x, t_, s_, labels) - weak)
+            x = gamma_step(x, F_x, t_, s_, next_, seeds, i)
+    got = images(Sampler(model, levels), seeds, sigmas=sigmas, gamma=gamma, labels=labels, guidance=weight)
+    assert (got - x.clamp(-1, 1)).abs().max() <= 1e-4
+    plain = images(Sampler(model, levels), seeds, sigmas=sigmas, gamma=gamma, labels=labels)
+    assert ((got - plain).abs().max() <= 1e-4) == (weight == 1.0)
+
+
+def test_guidance_of_a_teacher() -> None:
+    net = random_network(replace(SMALL["ddpmpp"], label_dropout=0.1), s_branch=False)
+    model = EDMDenoiser(net)
+    sampler = Sampler(model, small_config(0).levels)
+    x = 80 * philox_normal(torch.arange(3), 0, (3, 8, 8), stream=Stream.X_T)
+    with torch.no_grad():
+        strong, weak = (
+            euler_sample(lambda x, t, y=y: model.denoise(x, t, y), x, [80.0])
+            for y in (torch.arange(3), torch.zeros(3, 5))
+        )
+    assert (images(sampler, range(3), guidance=3.0) - (3 * strong - 2 * weak).clamp(-1, 1)).abs().max() <= 1e-4
+
+
+def test_threads_keep_what_is_theirs(sampler: Sampler) -> None:
+    """A call changes neither grad mode nor the number of threads, in its own thread or another."""
+
+    def call(seed: int) -> tuple[bool, bool, int, bool]:
+        torch.set_grad_enabled(seed % 2 == 0)
+        image = images(sampler, [seed], steps=2, gamma=0.5)
+        return (
+            torch.is_grad_enabled() == (seed % 2 == 0),
+            torch.is_inference_mode_enabled() or image.is_inference(),
+            torch.get_num_threads(),
+            image.requires_grad,
+        )
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(call, range(64))) == {(True, False, 1, False)}
+    assert torch.is_grad_enabled()
+
+
 def test_threads_at_once(sampler: Sampler) -> None:
     """Sixteen threads on one sampler, each with its own seeds, levels and noise."""
     jobs = [(range(i, i + 5), 1 + i % 3, 0.25 * (i % 4)) for i in range(64)]
@@ -190,11 +296,39 @@ def test_calls_leave_no_gradients_and_no_random_state(sampler: Sampler) -> None:
         ({"labels": [1]}, "labels: expected 2, one for each seed, got 1"),
         ({"labels": 0.5}, r"labels: .* got 0\.5"),
         ({"output": "jpeg"}, "output: expected one of float, uint8, pil, got 'jpeg'"),
+        ({"seeds": range(1_000_001)}, "seeds: expected at most 1000000 in a call, got more"),
+        ({"seeds": range(10**30)}, "seeds: expected a sequence of integers, got range"),
+        ({"seeds": iter(int, 1)}, "seeds: expected at most 1000000 in a call, got more"),
+        ({"seeds": np.float32(3)}, "seeds: expected a sequence of integers, got"),
+        ({"seeds": np.array(3)}, "seeds: expected a sequence of integers, got array"),
+        ({"labels": torch.tensor(3.0)}, "labels: expected"),
+        ({"sigmas": []}, "sigmas: expected at least 2 levels, got 0"),
+        ({"sigmas": [80.0]}, "sigmas: expected at least 2 levels, got 1"),
+        ({"sigmas": [80.0, float("nan")]}, r"sigmas: expected levels in 0\.002\.\.80\.0, .* got nan"),
+        ({"sigmas": [float("inf"), 1.0]}, "sigmas: .* got inf"),
+        ({"sigmas": [80.1, 1.0]}, r"sigmas: .* got 80\.1"),
+        ({"sigmas": [80.0, 0.001]}, r"sigmas: .* got 0\.001"),
+        ({"sigmas": [80.0, 1.0, 1.0]}, r"sigmas: expected strictly decreasing levels, got 1\.0 then 1\.0"),
+        ({"sigmas": [1.0, 80.0]}, "sigmas: expected strictly decreasing"),
+        ({"sigmas": "80"}, "sigmas: expected a list of levels, got '80'"),
+        ({"sigmas": 80.0}, r"sigmas: expected a list of levels, got 80\.0"),
+        ({"sigmas": [80.0, "low"]}, "sigmas: expected numbers, got 'low'"),
+        ({"sigmas": [80.0, None]}, "sigmas: expected numbers, got None"),
+        ({"sigmas": np.linspace(80, 1, 10_002)}, "sigmas: expected at most 10001 levels, got more"),
+        ({"sigmas": [80.0, 1.0], "steps": 1}, "steps: expected none beside sigmas, .* got 1"),
+        ({"guidance": 2.0}, "guidance: expected None for a model that was not trained with label dropout, got 2"),
+        ({"guidance": float("nan")}, r"guidance: expected a number in 0\.\.1000, got nan"),
+        ({"guidance": -1}, "guidance: .* got -1"),
+        ({"guidance": "2"}, "guidance: expected a number, got '2'"),
     ],
 )
-def test_bad_arguments(sampler: Sampler, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises((ConfigError, LevelError), match=message):
+def test_bad_arguments(
+    sampler: Sampler, arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler._engine, "run", None)  # it is refused before any work
+    with pytest.raises((ConfigError, LevelError), match=message) as caught:
         sampler(**{"seeds": [0, 1], **arguments})
+    assert isinstance(caught.value, ValueError)
 
 
 def test_bad_load(snapshots: dict[str, Path], tmp_path: Path) -> None:
@@ -207,3 +341,59 @@ def test_bad_load(snapshots: dict[str, Path], tmp_path: Path) -> None:
         save_model(tmp_path / name, model, small_config(10).network, config)
         with pytest.raises(CheckpointError, match=f"{name}: expected the noise levels of the model"):
             load(tmp_path / name, device="cpu")
+
+
+@pytest.mark.parametrize("batch", [0, -1, 2.5, 10**9])
+def test_bad_batch(sampler: Sampler, batch: Any) -> None:
+    with pytest.raises(ConfigError, match="batch: expected integers in"):
+        Sampler(sampler.model, sampler.levels, batch=batch)
+
+
+def test_load_with_threads(snapshots: dict[str, Path]) -> None:
+    load(snapshots["ctm"], device="cpu", threads=2)
+    assert torch.get_num_threads() == 2
+    load(snapshots["ctm"], device="cpu")
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ConfigError, match="threads: expected 1 to 1024, got 0"):
+        load(snapshots["ctm"], device="cpu", threads=0)
+
+
+def test_load_a_folder_or_a_repository(
+    snapshots: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the Hub's cache has it, without a network; a path of that name comes first."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    expected = images(load(snapshots["ctm"], device="cpu"), range(2))
+    model, metadata = load_model(snapshots["ctm"])
+    repository = tmp_path / "cache" / "models--user--name"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    hub.save_pretrained(model, snapshot, metadata)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    for place in (snapshot, str(snapshot), "user/name", Path("user/name")):
+        assert torch.equal(images(load(place, device="cpu"), range(2)), expected)
+    with pytest.raises(CheckpointError, match=r"^no/such: expected a file, a folder or a repository of the Hub"):
+        load("no/such", device="cpu")
+    for place in ("no/such.safetensors", "no", "/no/such", "no/such/place", "x" * 300):
+        with pytest.raises(CheckpointError, match=f"^{place}: (?!.*Hub)"):
+            load(place, device="cpu")
+    hub.save_pretrained(load_model(snapshots["unconditional"])[0], tmp_path / "user/name", metadata)
+    assert load("user/name", device="cpu").num_classes == 0
+
+
+def test_a_repository_without_the_extra() -> None:
+    code = """
+import sys
+sys.modules["huggingface_hub"] = None
+from ctm_fast.sample import load
+try:
+    load("user/name", device="cpu")
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("user/name: expected a file, a folder or a repository of the Hub: no such path")
+    assert "pip install ctm_fast[hub]" in done.stdout
