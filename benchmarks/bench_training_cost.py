@@ -1,8 +1,8 @@
 """What a CTM step costs beside the same mathematics written the published way (``tests/training/naive.py``).
 
 M = 17, k = E[k] = 12, a DDPM++ of 6.5 M parameters at 32x32, eagerly, float32. Three ways: ``fast``; ``naive``, with
-the same modules and kernels; ``naive, plain NCHW``, in PyTorch's own modules. Forward-equivalents are counted by calls of
-the networks: a sample once through one is 1, its gradient to the input 1, to weights as well 2.
+the same modules and kernels; ``naive, plain NCHW``, in PyTorch's own modules. Forward-equivalents are counted by calls
+of the networks: a sample once through one is 1, its gradient to the input 1, to weights as well 2.
 """
 
 import copy
@@ -148,14 +148,20 @@ def discriminator_step(step: NaiveStep | CTMStep, piece: Piece) -> Tensor:
     return loss
 
 
+def networks(step: NaiveStep | CTMStep) -> list[CTM | EDMDenoiser]:
+    """Student, target and teacher."""
+    if isinstance(step, CTMStep):
+        return [step.student, step.target_jump.__self__, step.teacher_denoise.__self__]  # type: ignore[attr-defined]
+    assert step.teacher is not None
+    return [step.student, step.target, step.teacher]
+
+
 def counted(calls: dict[Way, Callable[[], Tensor]], made: dict[Way, NaiveStep | CTMStep]) -> dict[Way, float]:
     counts = {}
     for way, call in calls.items():
         step = made[way]
-        teacher = step.teacher if isinstance(step, NaiveStep) else step.teacher_denoise.__self__  # type: ignore[attr-defined]
-        target = step.target if isinstance(step, NaiveStep) else step.target_jump.__self__  # type: ignore[attr-defined]
         with way.serving():
-            counts[way] = Counter([step.student, target, teacher]).of(call)
+            counts[way] = Counter(networks(step)).of(call)
     return counts
 
 
