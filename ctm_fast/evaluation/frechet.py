@@ -70,7 +70,7 @@ def _root(cov: Tensor) -> Tensor:
     """[D, rank], R with R R^T = cov."""
     values, vectors = torch.linalg.eigh(cov)
     kept = values > _zero(values)
-    return vectors[:, kept] * values[kept].sqrt()
+    return vectors[:, kept].mul_(values[kept].sqrt())  # of the copy that the choice makes
 
 
 def _zero(values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ctm_fast.evaluation.kernel_distance import kernel_distance
 from ctm_fast.evaluation.moments import Moments
 
 n, d = map(int, sys.argv[1:])
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 sides = []
 for seed in (0, 1):
     generator = torch.Generator().manual_seed(seed)
@@ -26,9 +26,9 @@ for seed in (0, 1):
     table.all_reduce()
     sides.append((moments, table.features))
 (one, real), (two, generated) = sides
-start = time.perf_counter()
+start = time.process_time()
 distance = frechet_distance(one.mean, one.covariance(), two.mean, two.covariance())
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 kernel = kernel_distance(real, generated)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"seconds": seconds, "peak": peak, "distance": distance, "kernel": kernel.value}))
@@ -54,7 +54,10 @@ def test_small() -> None:
 
 @pytest.mark.long
 def test_fifty_thousand_samples_fit() -> None:
-    """Two sets of features, their moments, the Frechet distance and 50 blocks of the kernel distance."""
+    """Two sets of features, their moments, the Frechet distance and 50 blocks of the kernel distance.
+
+    Seconds of one processor, which other work on the machine does not lengthen much; two take less.
+    """
     found = measured(50_000, 2048)
     assert found["distance"] == pytest.approx(expected(2048), rel=0.3)
     assert found["peak"] < 1.5e9
