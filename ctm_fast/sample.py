@@ -9,33 +9,34 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ctm_fast import __version__, runtime
-from ctm_fast.diffusion.images import to_uint8
 from ctm_fast.distributed import Ranks, finish, start_ranks
 from ctm_fast.errors import CheckpointError, ConfigError
+from ctm_fast.models.repository import weights_file
 from ctm_fast.serving import Sampler, load
 from ctm_fast.serving.labels import LabelRule, labels_of_seeds
 from ctm_fast.serving.manifest import Manifest, seeds_text
 from ctm_fast.serving.outputs import open_output
-from ctm_fast.serving.preset import Schedule, read_preset, sample_schedule
+from ctm_fast.serving.preset import read_preset
+from ctm_fast.serving.request import MAX_SEED
+from ctm_fast.serving.sampler import MAX_BATCH
 from ctm_fast.serving.shards import Pixels, Shard, cut, make_shards
 
 __all__ = ["Sampler", "load"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MOST = 10_000_000
-_MAX_BATCH = 2**16
-_MAX_SEED = 2**63 - 1
 
 
 def main() -> None:
     arguments = _parser().parse_args()
     seeds = parse_range("--seeds", arguments.seeds)
-    if max(seeds) > _MAX_SEED:
-        raise ConfigError(f"--seeds: expected numbers up to {_MAX_SEED}, got {max(seeds)}")
+    if max(seeds) > MAX_SEED:
+        raise ConfigError(f"--seeds: expected numbers up to {MAX_SEED}, got {max(seeds)}")
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds: expected each seed once, got {arguments.seeds!r}")
     if arguments.preset is not None and arguments.gamma is not None:
@@ -48,9 +49,8 @@ def main() -> None:
 
 
 def _sample(arguments: argparse.Namespace, seeds: list[int], ranks: Ranks, device: torch.device) -> None:
-    sampler = load_sampler(arguments, str(device))
+    sampler, network = load_sampler(arguments, str(device))
     rule = _label_rule(arguments.labels, sampler)
-    network = sha256(arguments.network)
     schedule = None
     if arguments.preset is not None:
         schedule = read_preset(arguments.preset, sampler, steps=arguments.steps, network_sha256=network)
@@ -63,45 +63,49 @@ def _sample(arguments: argparse.Namespace, seeds: list[int], ranks: Ranks, devic
         "steps": arguments.steps,
         "sigmas": None if schedule is None else list(schedule.sigmas),
         "gamma": gamma if schedule is None else schedule.gamma,
+        "guidance": arguments.guidance,
         "dtype": arguments.dtype,
         "batch": arguments.batch,
     }
+    how: dict[str, Any] = {"steps": arguments.steps, "gamma": gamma}
+    if schedule is not None:
+        how = {"sigmas": schedule.sigmas, "gamma": schedule.gamma}
+    how["guidance"] = arguments.guidance
     output = open_output(arguments.out, manifest, images=len(seeds), ranks=ranks.size)
     shards = cut(seeds, lambda part: labels_of_seeds(part, sampler.num_classes, rule), arguments.batch)
     try:
-        make_shards(_maker(sampler, arguments.steps, gamma, schedule), shards, output, ranks)
+        make_shards(_maker(sampler, how), shards, output, ranks)
     except OSError as error:
         raise ConfigError(f"--out: expected a place that can be written, got {arguments.out}: {error}") from error
     if ranks.is_first:
         print(arguments.out)
 
 
-def load_sampler(arguments: argparse.Namespace, device: str | None) -> Sampler:
-    """The sampler of ``arguments`` as :func:`add_sampler_options` has them; errors name the option."""
-    if not 1 <= arguments.batch <= _MAX_BATCH:
-        raise ConfigError(f"--batch: expected 1 to {_MAX_BATCH}, got {arguments.batch}")
-    chosen = runtime.prepare(device, arguments.threads)
+def load_sampler(arguments: argparse.Namespace, device: str | None) -> tuple[Sampler, str]:
+    """The sampler of ``arguments`` as :func:`add_sampler_options` has them, and the SHA-256 of its file.
+
+    Errors name the option.
+    """
+    if not 1 <= arguments.batch <= MAX_BATCH:
+        raise ConfigError(f"--batch: expected 1 to {MAX_BATCH}, got {arguments.batch}")
     try:
-        loaded = load(arguments.network, device=chosen, dtype=DTYPES[arguments.dtype])
+        path = weights_file(arguments.network)
+        loaded = load(path, device, DTYPES[arguments.dtype], threads=arguments.threads)
     except CheckpointError as error:
         raise CheckpointError(f"--network {error}") from error
-    return Sampler(loaded.model, loaded.levels, batch=arguments.batch)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Sampler(loaded.model, loaded.levels, batch=arguments.batch), digest
 
 
 def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     """What :func:`load_sampler` reads."""
     add = parser.add_argument
-    add("--network", type=Path, required=True, metavar="FILE", help="a snapshot-*.safetensors")
+    add("--network", required=True, metavar="FILE", help="a snapshot-*.safetensors, or user/name on the Hub")
     add("--batch", type=int, default=256, help="images that the network makes at once (default: 256)")
     add("--dtype", choices=list(DTYPES), default="float32", help="what the network computes in (default: float32)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, under torchrun the rank's own, else the CPU)")
     add("--threads", type=int, default=runtime.default_threads(), help="CPU threads (default: half of the cores)")
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_range(option: str, text: str) -> list[int]:
@@ -126,16 +130,13 @@ def _label_rule(text: str | None, sampler: Sampler) -> LabelRule:
     return "random" if text == "random" else classes
 
 
-def _maker(sampler: Sampler, steps: int, gamma: float, schedule: Schedule | None) -> Callable[[Shard], Pixels]:
-    """What makes a shard's images; the first call checks ``steps`` and ``gamma``."""
+def _maker(sampler: Sampler, how: dict[str, Any]) -> Callable[[Shard], Pixels]:
+    """What makes a shard's images; the first call checks ``how``."""
 
     def make(shard: Shard) -> Pixels:
-        if schedule is None:
-            images = sampler(shard.seeds, steps=steps, gamma=gamma, labels=shard.labels, output="uint8")
-        else:
-            images = to_uint8(sample_schedule(sampler, shard.seeds, shard.labels, schedule)).permute(0, 2, 3, 1)
+        images = sampler(shard.seeds, labels=shard.labels, output="uint8", **how)
         assert isinstance(images, torch.Tensor)
-        return images.cpu().numpy()
+        return images.numpy()
 
     return make
 
@@ -147,6 +148,7 @@ def _parser() -> runtime.Parser:
     add("--seeds", default="0-63", help="one image each: 0-63 or 1,5,7 (default: 0-63)")
     add("--steps", type=int, default=1, help="jumps of a CTM; levels of a teacher's solver (default: 1)")
     add("--gamma", type=float, help="of gamma-sampling, 0 to 1 (default: 0, deterministic)")
+    add("--guidance", type=float, help="weight of classifier-free guidance, for a model with label dropout")
     add(
         "--preset",
         type=Path,

@@ -19,12 +19,11 @@ from ctm_fast.diffusion.schedule import karras_sigmas, sampler_sigmas
 from ctm_fast.errors import ConfigError, DataError
 from ctm_fast.evaluation.data_distance import DataDistance
 from ctm_fast.models import CTM
-from ctm_fast.sample import add_sampler_options, load_sampler, parse_range, sha256
+from ctm_fast.sample import add_sampler_options, load_sampler, parse_range
 from ctm_fast.samplers import Trial, search_schedules
 from ctm_fast.samplers.search import Score, Sigmas
 from ctm_fast.serving import Sampler
 from ctm_fast.serving.manifest import seeds_text
-from ctm_fast.serving.preset import Schedule, sample_schedule
 from ctm_fast.serving.search_report import PRESET, Validated, best_of, write_search
 
 _FIRST_SEED = 2**40
@@ -47,7 +46,7 @@ def main() -> None:
         if not least <= value <= most:
             raise ConfigError(f"{name}: expected {least} to {most}, got {value}")
     _check_out(arguments.out)
-    sampler = load_sampler(arguments, arguments.device)
+    sampler, network = load_sampler(arguments, arguments.device)
     if not isinstance(sampler.model, CTM):
         raise ConfigError(f"--network: expected a CTM, got a teacher: {arguments.network}")
     distance, data = _distance(arguments.data, sampler)
@@ -64,7 +63,7 @@ def main() -> None:
             searched[nfe] = Validated(found, _rescored(plain, again), _rescored(best, again))
     about = {
         "ctm_fast": __version__,
-        "network_sha256": sha256(arguments.network),
+        "network_sha256": network,
         "metric": distance.name,
         "data": data,
         "count": arguments.count,
@@ -89,7 +88,8 @@ def common_score(sampler: Sampler, distance: DataDistance, seeds: list[int], tic
     labels = sampler.labels_of(seeds)
 
     def score(sigmas: Sigmas, gamma: float) -> float:
-        images = sample_schedule(sampler, seeds, labels, Schedule(sigmas, gamma))
+        images = sampler(seeds, sigmas=sigmas, gamma=gamma, labels=labels)
+        assert isinstance(images, torch.Tensor)
         tick()
         return distance(images)
 

@@ -215,6 +215,7 @@ def test_what_is_not_ours_is_left_alone(
         ("--labels 0-10", "labels: "),
         ("--seeds 1,2,1", "--seeds: expected each seed once"),
         ("--batch 0", "--batch: "),
+        ("--guidance 2", "guidance: expected None for a model that was not trained with label dropout"),
         ("--dtype float8", "argument --dtype: "),
     ],
 )

@@ -1,5 +1,6 @@
 """``python -m ctm_fast.search``: what it compares, what it writes, and that ``ctm_fast.sample`` reads it."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def test_what_is_written(
     written = tree(here)
     assert sorted(written) == ["search", *(f"search/{name}" for name in FILES)]
     preset = json.loads(Path("search/search.json").read_text())
-    assert preset["network_sha256"] == sample.sha256(network)
+    assert preset["network_sha256"] == hashlib.sha256(network.read_bytes()).hexdigest()
     assert preset["metric"] == "Frechet distance of a small classifier's features"
     entry = preset["nfe"]["2"]
     assert [row["gamma"] for row in entry["gammas"]] == [0.0, 0.5, 1.0]
@@ -122,7 +123,7 @@ def test_what_fitted_only_its_own_seeds_is_not_kept(here: Path, monkeypatch: pyt
 def write_preset(network: Path, **changes: Any) -> None:
     preset = {
         "format": "ctm_fast.preset.1",
-        "network_sha256": sample.sha256(network),
+        "network_sha256": hashlib.sha256(network.read_bytes()).hexdigest(),
         "nfe": {"2": {"sigmas": [80.0, 0.7, 0.002], "gamma": 0.6}},
     }
     Path("preset.json").write_text(json.dumps({**preset, **changes}))

@@ -1,18 +1,15 @@
 """What a search found, on disk: for each number of network evaluations the levels and the gamma to sample with."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.errors import ConfigError
 from ctm_fast.models import CTM
-from ctm_fast.samplers import gamma_sample, initial_noise, renoise_levels
+from ctm_fast.samplers import renoise_levels
 from ctm_fast.serving.sampler import Sampler
 
 FORMAT = "ctm_fast.preset.1"
@@ -24,28 +21,6 @@ class Schedule:
 
     sigmas: tuple[float, ...]
     gamma: float
-
-
-def sample_schedule(sampler: Sampler, seeds: Sequence[int], labels: Sequence[int] | None, schedule: Schedule) -> Tensor:
-    """[B, C, H, W] float32 in [-1, 1]: the images of ``seeds`` in the batches of ``sampler``, a CTM's."""
-    parts = [slice(start, start + sampler.batch) for start in range(0, len(seeds), sampler.batch)]
-    return torch.cat([_batch(sampler, seeds[p], None if labels is None else labels[p], schedule) for p in parts])
-
-
-@torch.no_grad()
-def _batch(sampler: Sampler, seeds: Sequence[int], labels: Sequence[int] | None, schedule: Schedule) -> Tensor:
-    model, net = sampler.model, sampler.model.net
-    assert isinstance(model, CTM)
-    rows = torch.tensor(seeds, dtype=torch.int64, device=sampler.device)
-    classes = None if labels is None else torch.tensor(labels, device=sampler.device)
-    x = gamma_sample(
-        lambda x, t, s: model.jump(x, t, s, classes),
-        initial_noise(rows, (net.img_channels, net.img_resolution, net.img_resolution), sampler.levels),
-        schedule.sigmas,
-        gamma=schedule.gamma,
-        jump_renoise=lambda x, t, s, t_next, i: model.jump_renoise(x, t, s, t_next, rows, i, classes),
-    )
-    return x.clamp(-1, 1)
 
 
 def read_preset(path: Path, sampler: Sampler, *, steps: int, network_sha256: str) -> Schedule:
