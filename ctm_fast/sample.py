@@ -1,44 +1,111 @@
-"""``python -m ctm_fast.sample``: images from a snapshot; from Python, ``from ctm_fast.sample import load``."""
+"""``python -m ctm_fast.sample``: images from a snapshot; from Python, ``from ctm_fast.sample import load``.
 
-import itertools
-import os
+Under torchrun the seeds are spread over its ranks, and the files do not depend on how many there are. A run into a
+folder or a .npz that was stopped, however it was, goes on by the same command; images of two runs are never mixed.
+"""
+
+import argparse
+import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
-from ctm_fast import runtime
+from ctm_fast import __version__, runtime
+from ctm_fast.distributed import Ranks, finish, start_ranks
 from ctm_fast.errors import CheckpointError, ConfigError
-from ctm_fast.files import atomic_write
-from ctm_fast.pictures import image_grid, save_png
+from ctm_fast.models.repository import weights_file
 from ctm_fast.serving import Sampler, load
+from ctm_fast.serving.labels import LabelRule, labels_of_seeds
+from ctm_fast.serving.manifest import Manifest, seeds_text
+from ctm_fast.serving.outputs import open_output
+from ctm_fast.serving.preset import read_preset
+from ctm_fast.serving.request import MAX_SEED
+from ctm_fast.serving.sampler import MAX_BATCH
+from ctm_fast.serving.shards import Pixels, Shard, cut, make_shards
 
 __all__ = ["Sampler", "load"]
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MOST = 10_000_000
 
 
 def main() -> None:
     arguments = _parser().parse_args()
     seeds = parse_range("--seeds", arguments.seeds)
-    labels = None if arguments.labels is None else parse_range("--labels", arguments.labels)
-    _check_out(arguments.out)
-    runtime.prepare(arguments.device, arguments.threads)
+    if max(seeds) > MAX_SEED:
+        raise ConfigError(f"--seeds: expected numbers up to {MAX_SEED}, got {max(seeds)}")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds: expected each seed once, got {arguments.seeds!r}")
+    if arguments.preset is not None and arguments.gamma is not None:
+        raise ConfigError(f"--gamma: expected none with --preset, which holds its own, got {arguments.gamma}")
+    ranks, device = start_ranks(arguments.device)
     try:
-        sampler = load(arguments.network, device=arguments.device)
-    except CheckpointError as error:
-        raise CheckpointError(f"--network {error}") from error
-    if labels is not None:
-        sampler.labels_of(labels, labels)  # those, too, that come after the last seed
-        labels = list(itertools.islice(itertools.cycle(labels), len(seeds)))
-    images = sampler(seeds, steps=arguments.steps, gamma=arguments.gamma, labels=labels, output="uint8")
-    assert isinstance(images, torch.Tensor)
+        _sample(arguments, seeds, ranks, device)
+    finally:
+        finish()
+
+
+def _sample(arguments: argparse.Namespace, seeds: list[int], ranks: Ranks, device: torch.device) -> None:
+    sampler, network = load_sampler(arguments, str(device))
+    rule = _label_rule(arguments.labels, sampler)
+    schedule = None
+    if arguments.preset is not None:
+        schedule = read_preset(arguments.preset, sampler, steps=arguments.steps, network_sha256=network)
+    gamma = arguments.gamma or 0.0
+    manifest: Manifest = {
+        "ctm_fast": __version__,
+        "network_sha256": network,
+        "seeds": seeds_text(seeds),
+        "labels": rule if rule is None or rule == "random" else seeds_text(rule),
+        "steps": arguments.steps,
+        "sigmas": None if schedule is None else list(schedule.sigmas),
+        "gamma": gamma if schedule is None else schedule.gamma,
+        "guidance": arguments.guidance,
+        "dtype": arguments.dtype,
+        "batch": arguments.batch,
+    }
+    how: dict[str, Any] = {"steps": arguments.steps, "gamma": gamma}
+    if schedule is not None:
+        how = {"sigmas": schedule.sigmas, "gamma": schedule.gamma}
+    how["guidance"] = arguments.guidance
+    output = open_output(arguments.out, manifest, images=len(seeds), ranks=ranks.size)
+    shards = cut(seeds, lambda part: labels_of_seeds(part, sampler.num_classes, rule), arguments.batch)
     try:
-        _write(arguments.out, images.cpu().numpy(), seeds, sampler.labels_of(seeds, labels))
+        make_shards(_maker(sampler, how), shards, output, ranks)
     except OSError as error:
         raise ConfigError(f"--out: expected a place that can be written, got {arguments.out}: {error}") from error
-    print(arguments.out)
+    if ranks.is_first:
+        print(arguments.out)
+
+
+def load_sampler(arguments: argparse.Namespace, device: str | None) -> tuple[Sampler, str]:
+    """The sampler of ``arguments`` as :func:`add_sampler_options` has them, and the SHA-256 of its file.
+
+    Errors name the option.
+    """
+    if not 1 <= arguments.batch <= MAX_BATCH:
+        raise ConfigError(f"--batch: expected 1 to {MAX_BATCH}, got {arguments.batch}")
+    try:
+        path = weights_file(arguments.network)
+        loaded = load(path, device, DTYPES[arguments.dtype], threads=arguments.threads)
+    except CheckpointError as error:
+        raise CheckpointError(f"--network {error}") from error
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Sampler(loaded.model, loaded.levels, batch=arguments.batch), digest
+
+
+def add_sampler_options(parser: argparse.ArgumentParser) -> None:
+    """What :func:`load_sampler` reads."""
+    add = parser.add_argument
+    add("--network", required=True, metavar="FILE", help="a snapshot-*.safetensors, or user/name on the Hub")
+    add("--batch", type=int, default=256, help="images that the network makes at once (default: 256)")
+    add("--dtype", choices=list(DTYPES), default="float32", help="what the network computes in (default: float32)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, under torchrun the rank's own, else the CPU)")
+    add("--threads", type=int, default=runtime.default_threads(), help="CPU threads (default: half of the cores)")
 
 
 def parse_range(option: str, text: str) -> list[int]:
@@ -55,47 +122,45 @@ def parse_range(option: str, text: str) -> list[int]:
     return numbers
 
 
-def _check_out(out: Path) -> None:
-    """Before any work: that there is a place for what is to be written."""
-    if out.suffix not in (".png", ".npz", ""):
-        raise ConfigError(f"--out: expected a .png, a .npz or a folder, got {out}")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out: expected a place in a directory that exists, got {out}")
-    if out.exists() and out.is_dir() != (out.suffix == ""):
-        raise ConfigError(
-            f"--out: expected a {out.suffix or 'folder'}, got {'a folder' if out.is_dir() else 'a file'}: {out}"
-        )
-    if not os.access(out if out.is_dir() else out.parent, os.W_OK):
-        raise ConfigError(f"--out: expected a directory that can be written to, got {out}")
+def _label_rule(text: str | None, sampler: Sampler) -> LabelRule:
+    if text is None:
+        return None
+    classes = [0] if text == "random" else parse_range("--labels", text)
+    sampler.labels_of(classes, classes)  # those, too, that no seed comes to
+    return "random" if text == "random" else classes
 
 
-def _write(out: Path, images: np.ndarray, seeds: list[int], labels: list[int] | None) -> None:
-    """A grid (.png), arrays ``arr_0`` and ``arr_1`` (.npz), or a folder of one PNG per seed."""
-    if out.suffix == ".npz":
-        arrays = {"arr_0": images, "seeds": np.array(seeds)}
-        if labels is not None:
-            arrays["arr_1"] = np.array(labels)
-        atomic_write(out, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
-    elif out.suffix == ".png":
-        columns = 10 if len(images) % 10 == 0 else max(1, round(len(images) ** 0.5))
-        save_png(image_grid(images, columns=columns, scale=max(1, 32 // images.shape[1])), out)
-    else:
-        out.mkdir(exist_ok=True)
-        for image, seed in zip(images, seeds, strict=True):
-            save_png(image_grid(image[None], columns=1), out / f"seed{seed:06d}.png")
+def _maker(sampler: Sampler, how: dict[str, Any]) -> Callable[[Shard], Pixels]:
+    """What makes a shard's images; the first call checks ``how``."""
+
+    def make(shard: Shard) -> Pixels:
+        images = sampler(shard.seeds, labels=shard.labels, output="uint8", **how)
+        assert isinstance(images, torch.Tensor)
+        return images.numpy()
+
+    return make
 
 
 def _parser() -> runtime.Parser:
     parser = runtime.Parser(prog="python -m ctm_fast.sample", description=__doc__)
+    add_sampler_options(parser)
     add = parser.add_argument
-    add("--network", type=Path, required=True, metavar="FILE", help="a snapshot-*.safetensors")
     add("--seeds", default="0-63", help="one image each: 0-63 or 1,5,7 (default: 0-63)")
     add("--steps", type=int, default=1, help="jumps of a CTM; levels of a teacher's solver (default: 1)")
-    add("--gamma", type=float, default=0.0, help="of gamma-sampling, 0 to 1 (default: 0, deterministic)")
-    add("--labels", help="classes, used in turn: 0-9 (default: seed modulo the number of classes)")
-    add("--out", type=Path, required=True, help="a .png for a grid, a .npz, or a folder of one PNG per seed")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
-    add("--threads", type=int, default=runtime.default_threads(), help="CPU threads (default: half of the cores)")
+    add("--gamma", type=float, help="of gamma-sampling, 0 to 1 (default: 0, deterministic)")
+    add("--guidance", type=float, help="weight of classifier-free guidance, for a model with label dropout")
+    add(
+        "--preset",
+        type=Path,
+        metavar="FILE",
+        help="levels and gamma for --steps jumps: a search.json of ctm_fast.search",
+    )
+    add(
+        "--labels",
+        help="classes, a seed's being the one at its remainder: 0-9; or random, drawn by the seed "
+        "(default: seed modulo the number of classes)",
+    )
+    add("--out", type=Path, required=True, help="a folder of one PNG per seed, a .npz, or a .png for a grid")
     return parser
 
 

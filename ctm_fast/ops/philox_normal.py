@@ -24,6 +24,7 @@ class Stream(enum.IntEnum):
     DEQUANTISE = 6
     PROBE = 7
     BOUND = 8
+    LABEL = 9
 
 
 def philox_normal(

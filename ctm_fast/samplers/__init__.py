@@ -15,15 +15,18 @@ from ctm_fast.samplers.guidance import classifier_guided, guided
 from ctm_fast.samplers.heun import Churn, euler_sample, heun_sample
 from ctm_fast.samplers.inversion import invert, slerp
 from ctm_fast.samplers.rejection import Kept, rejection_sample
+from ctm_fast.samplers.search import Found, Trial, search_schedules
 
 __all__ = [
     "Churn",
     "Colourisation",
+    "Found",
     "Inpainting",
     "JumpRenoise",
     "Kept",
     "Operator",
     "SuperResolution",
+    "Trial",
     "classifier_guided",
     "dpm_solver_sample",
     "euler_sample",
@@ -42,6 +45,7 @@ __all__ = [
     "renoise_levels",
     "renoise_with",
     "restore",
+    "search_schedules",
     "slerp",
     "two_time_jumps",
 ]

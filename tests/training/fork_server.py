@@ -1,9 +1,9 @@
-"""Training command lines in processes forked from one that has imported everything, killed where a test asks for it.
+"""Command lines in processes forked from one that has imported everything, killed where a test asks for it.
 
-Reads one JSON object per line: ``argv``; ``outdir``, whose file operations are counted; ``log``, where the output
-goes; and, if the process is to die, ``kill`` (SIGKILL before this operation, counted from 0), ``tear`` (while the
-file that this operation opens is written, a few bytes in) or ``after`` (SIGKILL after so many seconds). Answers with
-``status`` (exit code, or minus the signal) and ``operations``, a list of [event, file name].
+Reads one JSON object per line: ``program``, by default train; ``argv``; ``outdir``, whose file operations are counted;
+``log``, where the output goes; and, if the process is to die, ``kill`` (SIGKILL before this operation, counted from 0),
+``tear`` (while the file that this operation opens is written, a few bytes in) or ``after`` (SIGKILL after so many
+seconds). Answers with ``status`` (exit code, or minus the signal) and ``operations``, a list of [event, file name].
 """
 
 import json
@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ctm_fast import runtime, train
+from ctm_fast import runtime, sample, train
 
+PROGRAMS = {"train": train.main, "sample": sample.main}
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove"}  # os.replace reports itself as a rename
 TORN = 24  # bytes that still get written
 
@@ -65,9 +66,10 @@ def _child(request: dict[str, Any], operations: int) -> None:
         count += 1
 
     sys.addaudithook(hook)
-    sys.argv = ["train", *request["argv"]]
+    program = request.get("program", "train")
+    sys.argv = [program, *request["argv"]]
     try:
-        runtime.run(train.main)
+        runtime.run(PROGRAMS[program])
         code = 0
     except SystemExit as error:
         code = int(error.code or 0)
