@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctm_fast.evaluation.classifier import train_classifier
-from ctm_fast.evaluation.statistics import frechet_distance, moments
+from ctm_fast.evaluation.frechet import frechet_distance
+from ctm_fast.evaluation.moments import moments
 
 _SIDE = 8
 """Pixels: larger images are averaged to so many before they are compared pixel by pixel."""

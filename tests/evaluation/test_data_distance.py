@@ -8,7 +8,7 @@ from ctm_fast.data import load_dataset
 from ctm_fast.diffusion.images import to_float
 from ctm_fast.evaluation import data_distance
 from ctm_fast.evaluation.data_distance import DataDistance
-from ctm_fast.evaluation.statistics import pixel_frechet
+from ctm_fast.evaluation.frechet import pixel_frechet
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from torch import Tensor
 from ctm_fast.analytic import Gaussian, GaussianMixture
 from ctm_fast.diffusion.schedule import Levels, karras_sigmas, sampler_sigmas
 from ctm_fast.errors import LevelError
-from ctm_fast.evaluation.statistics import frechet_distance, moments
+from ctm_fast.evaluation.frechet import frechet_distance
+from ctm_fast.evaluation.moments import moments
 from ctm_fast.samplers import gamma_sample, renoise_levels, renoise_with, search_schedules
 from ctm_fast.samplers.search import Sigmas
 
