@@ -22,6 +22,12 @@ ELSEWHERE = {
     "pip install -e .": "test_build.py (long) and the Makefile's set-up",
     "pytest benchmarks/ --benchmark-only": "test_benchmarks below (long)",
     "make gpu": "tests/benchmarks/test_gpu.py, its stages one by one",
+    "torchrun --nproc-per-node=8 -m ctm_fast.train --preset cifar10-cond --data cifar10.zip --compile": (
+        "tests/training/test_ranks.py, on two ranks; its preset in tests/training/test_presets.py"
+    ),
+    "torchrun --nproc-per-node=8 -m ctm_fast.sample --network F --seeds 0-49999 --out samples.npz": (
+        "tests/test_sample_ranks.py, on two ranks"
+    ),
 }
 TINY = ["--set", "teacher.steps=4", "--set", "ctm.steps=4", "--set", "teacher.batch=8", "--set", "ctm.batch=8"]
 
