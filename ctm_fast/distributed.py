@@ -7,19 +7,30 @@ Without torchrun there is one rank and no process group, and every function here
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ctm_fast.errors import ConfigError
+from ctm_fast.errors import ConfigError, UserError
 from ctm_fast.runtime import find_device
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=1)
+"""How long a rank waits for another that is still there: the first one writes reports meanwhile."""
 
 _BUCKET = 2**25  # bytes of gradients in one all-reduce
 _TEXT = 400  # bytes in which a rank says how it differs
+_ERROR = 2000  # bytes of an error that a rank tells the others
+_LOST = re.compile("Connection (closed|reset) by peer|Broken pipe|Timed out waiting|Socket Timeout")
+"""What gloo says where another rank has died, or hangs."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +70,31 @@ def start_ranks(device: str | None) -> tuple[Ranks, torch.device]:
     ranks = Ranks(_variable("RANK"), _variable("WORLD_SIZE"), _variable("LOCAL_RANK"))
     chosen = find_device(device)
     if chosen.type == "cuda":
-        if chosen.index not in (None, ranks.local_rank):
+        # Both of these on every rank of this machine: one that went on would wait for the others.
+        if chosen != torch.device("cuda"):
             raise ConfigError(
-                f"--device: expected cuda under torchrun, where local rank {ranks.local_rank} takes "
-                f"cuda:{ranks.local_rank}, got {device!r}"
+                f"--device: expected cuda under torchrun, where local rank n takes cuda:n, got {device!r}"
             )
-        count = torch.cuda.device_count()
-        if ranks.local_rank >= count:
-            raise ConfigError(
-                f"--nproc-per-node: expected at most {count}, a GPU for each rank, got local rank {ranks.local_rank}"
-            )
+        count, here = torch.cuda.device_count(), _variable("LOCAL_WORLD_SIZE")
+        if here > count:
+            raise ConfigError(f"--nproc-per-node: expected at most {count}, a GPU for each rank, got {here}")
         chosen = torch.device("cuda", ranks.local_rank)
         torch.cuda.set_device(chosen)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen, timeout=PATIENCE)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=PATIENCE)
     return ranks, chosen
+
+
+@contextmanager
+def losing_ranks() -> Iterator[None]:
+    """A rank that others have left in the middle of a collective ends with a ConnectionError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _several() and _LOST.search(str(error)):
+            raise ConnectionError("another rank has ended, or hangs; what it said comes before this") from error
+        raise
 
 
 def finish() -> None:
@@ -100,6 +120,30 @@ def of_first(value: Any) -> Any:
     message = _bytes(text) if first else torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(message, 0)
     return json.loads(message.numpy().tobytes())
+
+
+def together(action: Callable[[], T]) -> T:
+    """What ``action`` returns, on each rank; it speaks with no other rank. All ranks call this.
+
+    A UserError or an OSError on one rank becomes one on all of them: there its own, elsewhere a ConfigError that names
+    the rank. So none waits for a rank that has given up.
+    """
+    error: UserError | OSError | None = None
+    result = None
+    try:
+        result = action()
+    except (UserError, OSError) as raised:
+        error = raised
+    if _several():
+        failed = _gather(torch.tensor([error is not None]))
+        rank = next((rank for rank, each in enumerate(failed) if each), None)
+        if rank is not None:
+            text = str(error).encode()[:_ERROR]
+            said = _gather(_bytes(text.ljust(_ERROR)))[rank].numpy().tobytes().decode(errors="replace").rstrip()
+            raise error or ConfigError(f"rank {rank}: {said}")
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]  # there was no error: it is what action returned
 
 
 def agree(name: str, value: Any) -> None:

@@ -1,6 +1,7 @@
 """What a command line decides before any work: device, threads, precision of products, and how errors are told."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -65,15 +66,23 @@ def find_device(device: str | None) -> torch.device:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call ``main``; an error of the user's or of a file becomes one line and exit code 2, Ctrl-C exit code 130."""
+    """Call ``main``; an error of the user's or of a file becomes one line and exit code 2, Ctrl-C exit code 130.
+
+    Under torchrun one rank of each machine prints the line.
+    """
     try:
         main()
     except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _tell(f"error: {' '.join(str(error).split())}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         sys.exit(130)
+
+
+def _tell(line: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """``python -m ctm_fast.train``: train an EDM teacher and distil it into a consistency trajectory model.
 
 On several devices, ``torchrun --nproc-per-node=N -m ctm_fast.train`` with the same options: the result is the same.
+With ``--max-restarts`` torchrun starts all ranks again where one has died, and they go on from the last state.
 """
 
 import json
@@ -8,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctm_fast import runtime
-from ctm_fast.distributed import finish, start_ranks
+from ctm_fast.distributed import finish, losing_ranks, start_ranks
 from ctm_fast.training.config import STAGES, to_dict
 from ctm_fast.training.execution import Execution
 from ctm_fast.training.overrides import override
@@ -32,21 +33,23 @@ def main() -> None:
         return
     ranks, device = start_ranks(arguments.device)
     try:
-        train(
-            config,
-            arguments.outdir,
-            Execution(
-                device,
-                ranks,
-                micro_batch=arguments.micro_batch,
-                compile=arguments.compile,
-                fsdp=arguments.parallel == "fsdp",
-                checkpoint_blocks=arguments.checkpoint_blocks,
-            ),
-            teacher=arguments.teacher,
-            student=arguments.student,
-            keep=arguments.keep,
+        execution = Execution(
+            device,
+            ranks,
+            micro_batch=arguments.micro_batch,
+            compile=arguments.compile,
+            fsdp=arguments.parallel == "fsdp",
+            checkpoint_blocks=arguments.checkpoint_blocks,
         )
+        with losing_ranks():
+            train(
+                config,
+                arguments.outdir,
+                execution,
+                teacher=arguments.teacher,
+                student=arguments.student,
+                keep=arguments.keep,
+            )
     finally:
         finish()
 

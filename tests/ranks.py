@@ -21,7 +21,7 @@ def in_ranks(function: Callable[[Ranks, Path], Any], size: int, directory: Path)
 
 
 def _rank(rank: int, function: Callable[[Ranks, Path], Any], size: int, port: int, directory: Path) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     ranks, device = start_ranks("cpu")

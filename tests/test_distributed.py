@@ -129,8 +129,8 @@ def test_alone_there_is_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "cpu", "RANK: expected the number that torchrun sets .* got ''"),
         ({"WORLD_SIZE": "two", "RANK": "0", "LOCAL_RANK": "0"}, "cpu", "WORLD_SIZE: .* got 'two'"),
-        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, "cuda:0", "--device: .* local rank 1 takes cuda:1, got"),
-        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, "cuda", "--nproc-per-node: expected at most 1"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, "cuda:0", "--device: .* local rank n takes cuda:n, got"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "cuda", "--nproc-per-node: expected at most 1.* got 2"),
     ],
 )
 def test_ranks_that_cannot_start(
@@ -138,7 +138,7 @@ def test_ranks_that_cannot_start(
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
+    for name, value in {"LOCAL_WORLD_SIZE": "2", **variables}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed, "find_device", torch.device)  # as on a machine with a GPU
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -71,7 +71,8 @@ class CTMStage(Stage):
         if teacher is not None:
             teacher = teacher.to(execution.device).eval().requires_grad_(False)
             teacher.dtype = compute_dtype(settings.solver_precision)
-        self.optimizer = RAdam(self.model.parameters(), lr=settings.lr)
+            self.placement.place(teacher.net)
+        self.optimizer = RAdam(self.placement.groups(self.model), lr=settings.lr)
         self.batches = Batches.of(config, self.name, settings.batch, dataset, execution.device)
         self.timer = regions.timer
         self.step = CTMStep(
@@ -111,6 +112,7 @@ class CTMStage(Stage):
     def draw(self, step: int) -> tuple[list[Piece], int]:
         """The pieces of this rank's share of batch number ``step``, and k."""
         settings, batches, levels = self.settings, self.batches, self.config.levels
+        may_stay = not self.execution.fsdp  # a sharded network is called by all ranks or by none
         pieces = []
         for positions in self.pieces:
             jumps = draw_jumps(
@@ -139,8 +141,8 @@ class CTMStage(Stage):
                     noise=batches.noise(step, x0, Stream.TRAIN, positions),
                     way=batches.tensor(jumps.way),
                     s=batches.tensor(jumps.s),
-                    stays_u=jumps.s == jumps.u,
-                    stays_end=jumps.s == levels.sigma_min,
+                    stays_u=may_stay & (jumps.s == jumps.u),
+                    stays_end=may_stay & (jumps.s == levels.sigma_min),
                     sigma=batches.tensor(sigma),
                     dsm_noise=batches.noise(step, x0, Stream.DSM, positions),
                     labels=labels,

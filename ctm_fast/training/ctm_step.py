@@ -35,8 +35,8 @@ class Piece:
     """What a step knows of some of its samples: images, levels, noise, all that was drawn.
 
     ``way`` [k + 1, B] leads the solver from t = way[0] to u = way[k]; ``stays_u`` and ``stays_end`` [B] say, on the
-    host, where s = u and where s = sigma_min. ``seeds`` [B] and ``step`` are those
-    of augmentations.
+    host, where s = u and where s = sigma_min, so that no network need be asked (False where it is to be, though).
+    ``seeds`` [B] and ``step`` are those of augmentations.
     """
 
     x0: Tensor

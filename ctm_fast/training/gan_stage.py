@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctm_fast.data import ImageDataset
 from ctm_fast.losses import AdversarialLoss
@@ -19,6 +19,7 @@ from ctm_fast.training.execution import Execution
 from ctm_fast.training.finite import FiniteGuard
 from ctm_fast.training.radam import RAdam
 from ctm_fast.training.regions import Regions
+from ctm_fast.training.stage import Optimizer
 
 BETAS = (0.5, 0.9)
 """Of the discriminator's RAdam (published)."""
@@ -90,6 +91,11 @@ class GANStage(CTMStage):
         """How often the student has been moved after step number ``step``."""
         start = self.settings.start
         return step + 1 if step < start else start + step // 2 - (start - 1) // 2
+
+    def optimizers(self) -> Iterator[tuple[str, nn.Module, Optimizer]]:
+        """Of the student, and of the discriminator."""
+        yield from super().optimizers()
+        yield "discriminator_optimizer", self.discriminator, self.discriminator_optimizer
 
     def guards(self) -> Iterator[FiniteGuard]:
         """Of the student, and of the discriminator."""

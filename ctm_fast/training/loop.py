@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ctm_fast import __version__
-from ctm_fast.distributed import all_mean
+from ctm_fast.distributed import all_mean, all_sum, together
 from ctm_fast.errors import DivergedError
 from ctm_fast.models import save_model
 from ctm_fast.training.config import to_dict
+from ctm_fast.training.memory_order import local
 from ctm_fast.training.preview import save_preview
 from ctm_fast.training.regions import Timer
 from ctm_fast.training.run_directory import RunDirectory
 from ctm_fast.training.stage import Stage
+from ctm_fast.training.states import save_state
 
 _EVERY = 10.0  # seconds between two lines of progress where there is no bar
 
@@ -97,27 +98,33 @@ def _progress(line: dict[str, Any], steps: int, left: float) -> str:
 def save(stage: Stage, run: RunDirectory | None, step: int, keep: int | None = None) -> None:
     """Snapshots, sample grid, and last the state: whatever is there after a crash fits together.
 
-    Called on every rank. Raises :class:`DivergedError` before anything is written if a weight is not finite.
+    Called on every rank, and all raise what one does. :class:`DivergedError` before anything is written if a weight is
+    not finite.
     """
     config = stage.config
-    if not all(bool(parameter.isfinite().all()) for parameter in stage.model.parameters()):
+    finite = torch.stack([local(parameter).isfinite().all() for parameter in stage.model.parameters()]).all()
+    if all_sum(~finite) > 0:
         raise DivergedError(
             f"{stage.name}: expected finite weights, got others after step {step}; lower {stage.name}.lr"
         )
-    state = stage.state()
-    if run is None:
-        return
-    save_model(
-        run.snapshot(stage.name, step),
-        stage.ema,
-        config.network,
-        {"config": to_dict(config), "preset": config.preset, "seed": config.seed, "stage": stage.name, "step": step},
-    )
-    save_preview(stage.ema, config, run.path / "samples" / f"{stage.name}-{step:06d}.png")
-    run.save_state(
-        {"ctm_fast": __version__, "config": to_dict(config), "stage": stage.name, "step": step, "weights": state}
-    )
-    if keep is not None:
+    kept = stage.gather(stage.ema)
+
+    def write() -> None:
+        if run is None or kept is None:
+            return
+        metadata = {
+            "config": to_dict(config),
+            "preset": config.preset,
+            "seed": config.seed,
+            "stage": stage.name,
+            "step": step,
+        }
+        save_model(run.snapshot(stage.name, step), kept, config.network, metadata)
+        save_preview(kept, config, run.path / "samples" / f"{stage.name}-{step:06d}.png")
+
+    together(write)
+    save_state(stage, run, step)
+    if run is not None and keep is not None:
         run.prune(stage.name, keep)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ctm_fast.data import ImageDataset, load_dataset
-from ctm_fast.distributed import agree, of_first, wait_for_all
-from ctm_fast.errors import CheckpointError, ConfigError, DataError, UserError
+from ctm_fast.distributed import agree, of_first, together, wait_for_all
+from ctm_fast.errors import CheckpointError, ConfigError, DataError
 from ctm_fast.files import atomic_write
 from ctm_fast.losses.distance import Distance
 from ctm_fast.models.features import FeatureNetwork
@@ -24,6 +24,7 @@ from ctm_fast.training.regions import Regions
 from ctm_fast.training.report import write_report
 from ctm_fast.training.run_directory import STUDENT, TEACHER, RunDirectory
 from ctm_fast.training.stage import Stage
+from ctm_fast.training.states import last_state, load_state
 from ctm_fast.training.student import fresh_student, load_student, load_teacher
 from ctm_fast.training.teacher_stage import TeacherStage
 
@@ -66,29 +67,10 @@ def train(
 
     Raises DataError, ConfigError or CheckpointError on every rank, before anything is written.
     """
-    check_sizes(config.network)
-    _check_given(config, teacher, student)
-    for name in config.stages:
-        execution.pieces(getattr(config, name).batch)
-    if features is not None:
-        config = replace(config, gan=replace(config.gan, features=named(features)))
-    dataset = _dataset(config)
-    config = replace(
-        config,
-        data_sha256=_digest(dataset),
-        teacher_sha256=_checked("--teacher", teacher, config, load_teacher),
-        student_sha256=_checked("--student", student, config, load_student),
-    )
-    parts = Parts(
-        dataset,
-        {
-            stage: distance_of(config.of_student(stage), execution.device)
-            for stage in config.stages
-            if stage != "teacher"
-        },
-        features or (feature_networks(config, dataset, execution.device) if "gan" in config.stages else ()),
-    )
+    config, parts = together(lambda: _prepare(config, execution, teacher, student, features))
+    dataset = parts.dataset
     agree("configuration", to_dict(config))
+    agree("options", execution.options)
     run = _first(execution, lambda: RunDirectory.open(outdir, config))
     path = Path(of_first(str(run.path) if run else None))
     if of_first(run is not None and run.finished):
@@ -104,21 +86,60 @@ def train(
     return path
 
 
+def _prepare(
+    config: RunConfig,
+    execution: Execution,
+    teacher: Path | None,
+    student: Path | None,
+    features: Sequence[FeatureNetwork] | None,
+) -> tuple[RunConfig, Parts]:
+    """What a rank needs, read and checked, and the configuration with the digests of what was read."""
+    check_sizes(config.network)
+    _check_given(config, teacher, student)
+    for name in config.stages:
+        _check_execution(config, name, execution)
+    if features is not None:
+        config = replace(config, gan=replace(config.gan, features=named(features)))
+    dataset = _dataset(config)
+    config = replace(
+        config,
+        data_sha256=_digest(dataset),
+        teacher_sha256=_checked("--teacher", teacher, config, load_teacher),
+        student_sha256=_checked("--student", student, config, load_student),
+    )
+    students = [stage for stage in config.stages if stage != "teacher"]
+    return config, Parts(
+        dataset,
+        {stage: distance_of(config.of_student(stage), execution.device) for stage in students},
+        features or (feature_networks(config, dataset, execution.device) if "gan" in config.stages else ()),
+    )
+
+
+def _check_execution(config: RunConfig, stage: str, execution: Execution) -> None:
+    """That ``stage`` can be executed like that."""
+    try:
+        execution.pieces(getattr(config, stage).batch)
+    except ConfigError as error:
+        raise ConfigError(f"{stage}.{error}") from error
+    if execution.fsdp and stage != "teacher":
+        settings = config.of_student(stage)
+        if settings.estimate_inner == settings.estimate_outer == "student":  # its gradients are not only of one pass
+            raise ConfigError(f"{stage}.estimate_outer: expected target with --parallel fsdp, got student")
+
+
 def _go_on(
     config: RunConfig, execution: Execution, parts: Parts, path: Path, run: RunDirectory | None, keep: int | None
 ) -> None:
     """Every stage, from where the last saved state leaves off."""
-    found = _first(execution, lambda: run.last_state() if run else None)
-    last = of_first(found and {"path": str(found[0]), "stage": found[1]["stage"], "step": found[1]["step"]})
-    state = found[1] if found else (RunDirectory(path, config).read_state(Path(last["path"])) if last else None)
+    last = last_state(path, run, execution)
     done = {stage: config.steps(stage) for stage in config.stages}
     if last:
-        later = config.stages[config.stages.index(last["stage"]) :]
-        done.update(dict.fromkeys(later, 0) | {last["stage"]: last["step"]})
+        state, current, step = last
+        done.update(dict.fromkeys(config.stages[config.stages.index(current) :], 0) | {current: step})
     else:
         done = dict.fromkeys(done, 0)
     _first(execution, lambda: run.rewind_stats(done) if run else None)
-    begin = f"going on after step {last['step']} of {last['stage']}" if last else "starting"
+    begin = f"going on after step {step} of {current}" if last else "starting"
     ranks = f", {execution.ranks.size} ranks" if execution.ranks.size > 1 else ""
     _say(execution, f"{path}: {begin} on {execution.device.type}{ranks}")
     for name in config.stages:
@@ -126,8 +147,8 @@ def _go_on(
             continue
         regions = Regions(compile=execution.compile, device=execution.device)
         stage = _stage(name, config, execution, parts, regions, path)
-        if state and state["stage"] == name:
-            stage.load_state(state["weights"])
+        if last and current == name:
+            load_state(state, stage)
         _compile(stage, regions, run, done[name])
         run_stage(stage, run, regions.timer, done[name], keep=keep)
         wait_for_all()  # the next stage reads what the first rank has just written
@@ -193,18 +214,7 @@ def _take_over(run: Path, given: dict[str, Path | None]) -> None:
 
 def _first(execution: Execution, action: Callable[[], T]) -> T | None:
     """What ``action`` returns on the first rank, None on the others; its error on every rank."""
-    result, error = None, None
-    if execution.ranks.is_first:
-        try:
-            result = action()
-        except (UserError, OSError) as raised:
-            error = raised
-    message = of_first(None if error is None else str(error))
-    if error is not None:
-        raise error
-    if message is not None:
-        raise ConfigError(f"rank 0: {message}")
-    return result
+    return together(lambda: action() if execution.ranks.is_first else None)
 
 
 def _say(execution: Execution, line: str) -> None:

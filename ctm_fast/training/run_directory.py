@@ -1,13 +1,14 @@
 """A run's directory: found again by its configuration, locked while it is written, every file whole or absent.
 
 runs/00000-digits/
-    config.json  stats.jsonl  samples/*.png  snapshot-*.safetensors  ema-*.safetensors  state-*.pt
+    config.json  stats.jsonl  samples/*.png  snapshot-*.safetensors  ema-*.safetensors  state-*.pt (or a directory)
     report.md  report.json  *.png
 """
 
 import fcntl
 import json
 import re
+import shutil
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from ctm_fast import __version__
 from ctm_fast.errors import CheckpointError, ConfigError, DataError
 from ctm_fast.files import atomic_write
 from ctm_fast.training.config import STAGES, RunConfig, to_dict
+from ctm_fast.training.shard_manifest import check_shards, read_about
 
 KEPT_STATES = 2
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
@@ -48,8 +50,8 @@ class RunDirectory:
             (path / "samples").mkdir(parents=True, exist_ok=True)
             run = cls(path, config, (path / ".lock").open("ab"))
             run._take_lock()
-            for leftover in path.rglob(".*.tmp"):  # of a process that was killed while it wrote
-                leftover.unlink()
+            for leftover in list(path.rglob(".*.tmp")):  # of a process that was killed while it wrote
+                _remove(leftover)
             if not same:
                 run.write_json("config.json", {"ctm_fast": __version__, "config": tree})
         except OSError as error:
@@ -92,8 +94,22 @@ class RunDirectory:
         """Add a training state; the one before it stays, in case this one is damaged later."""
         name = f"state-{state['stage']}-{state['step']:06d}.pt"
         atomic_write(self.path / name, lambda file: torch.save(state, file))
+        self.drop_old_states()
+
+    def shards(self, stage: str, step: int) -> Path:
+        """The directory of the state of ``stage`` after ``step`` steps that its ranks write together."""
+        return self.path / f"state-{stage}-{step:06d}"
+
+    def drop_old_states(self) -> None:
+        """Remove the states that newer ones have made superfluous."""
         for path in self._states()[KEPT_STATES:]:
-            path.unlink()
+            self.remove_state(path)
+
+    def remove_state(self, path: Path) -> None:
+        """Remove the state in ``path``, if there is one, whole or not at all."""
+        if path.is_dir():
+            path = path.rename(path.with_name(f".{path.name}.tmp"))
+        _remove(path)
 
     def last_state(self) -> tuple[Path, dict[str, Any]] | None:
         """The last saved state that is whole, and its file; None if none was saved.
@@ -118,11 +134,27 @@ class RunDirectory:
             _, stage, step = path.stem.split("-")
             return STAGES.index(stage), int(step)
 
-        pattern = re.compile(rf"state-({'|'.join(STAGES)})-\d+\.pt")
-        return sorted((p for p in self.path.glob("state-*.pt") if pattern.fullmatch(p.name)), key=place, reverse=True)
+        pattern = re.compile(rf"state-({'|'.join(STAGES)})-\d+(\.pt)?")
+        return sorted((p for p in self.path.glob("state-*") if pattern.fullmatch(p.name)), key=place, reverse=True)
 
     def read_state(self, path: Path) -> dict[str, Any]:
-        """The state in ``path``, read without unpickling code; CheckpointError unless it is a whole one of this run."""
+        """The state in ``path``, read without unpickling code; CheckpointError unless it is a whole one of this run.
+
+        Of a directory, only what it tells of itself: its weights are loaded by all ranks together.
+        """
+        state = self._told(path) if path.is_dir() else self._unpacked(path)
+        if state["config"] != to_dict(self.config):
+            raise CheckpointError(f"{path}: expected the state of a run of this configuration, got another's")
+        return state
+
+    def _told(self, path: Path) -> dict[str, Any]:
+        check_shards(path)
+        state = read_about(path)
+        if not {"config", "stage", "step"} <= state.keys():
+            raise CheckpointError(f"{path}: expected a training state of ctm_fast, got something else")
+        return state
+
+    def _unpacked(self, path: Path) -> dict[str, Any]:
         try:
             with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
                 if (part := archive.testzip()) is not None:
@@ -133,8 +165,6 @@ class RunDirectory:
             raise CheckpointError(f"{path}: not a whole training state: {type(error).__name__}: {reason}") from error
         if not isinstance(state, dict) or not {"config", "stage", "step", "weights"} <= state.keys():
             raise CheckpointError(f"{path}: expected a training state of ctm_fast, got something else")
-        if state["config"] != to_dict(self.config):
-            raise CheckpointError(f"{path}: expected the state of a run of this configuration, got another's")
         return state
 
     def prune(self, stage: str, keep: int) -> None:
@@ -172,6 +202,13 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"--outdir: run {self.path} is being written by another process") from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _runs(outdir: Path) -> list[tuple[int, Path]]:

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import json
 import os
 import shutil
 import warnings
@@ -21,12 +20,10 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from ctm_fast.distributed import of_first, wait_for_all
+from ctm_fast.distributed import all_sum, of_first, wait_for_all
 from ctm_fast.errors import CheckpointError
-from ctm_fast.files import atomic_write
 from ctm_fast.training.radam import RAdam
-
-_ABOUT = "about.json"
+from ctm_fast.training.shard_manifest import checksum, shard_files, write_manifest
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -54,7 +51,7 @@ def save_shards(directory: Path, tensors: Mapping[str, Tensor], about: Mapping[s
     """Write ``directory``, which does not exist yet, whole or not at all; returns on every rank when it is there.
 
     Every rank calls, with a ``directory`` that all can see and the same names; a DTensor is written in its shards,
-    another tensor once. ``about`` is any JSON for :func:`read_about`; that of rank 0 counts.
+    another tensor once. ``about`` is any JSON, for ``shard_manifest.read_about``; that of rank 0 counts.
 
     Raises CheckpointError on every rank if one could not write. A kill may leave a directory ``.NAME.tmp``, which the
     next call for that name removes.
@@ -70,10 +67,11 @@ def save_shards(directory: Path, tensors: Mapping[str, Tensor], about: Mapping[s
             save(contiguous, storage_writer=writer, no_dist=not dist.is_initialized())
     except (CheckpointException, OSError) as error:
         raise CheckpointError(f"{directory}: could not be written: {_reason(error)}") from error
+    checksums = _checksums(temporary)
     problem = ""
     if _is_first():
         try:
-            atomic_write(temporary / _ABOUT, lambda file: file.write(json.dumps(dict(about)).encode()))
+            write_manifest(temporary, about, checksums)
             _sync(temporary)
             temporary.rename(directory)
             _sync(directory.parent)
@@ -98,14 +96,6 @@ def load_shards(directory: Path, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"{directory}: could not be read: {_reason(error)}") from error
 
 
-def read_about(directory: Path) -> dict[str, Any]:
-    """What :func:`save_shards` was told besides the tensors; CheckpointError if it is not there."""
-    try:
-        return dict(json.loads((directory / _ABOUT).read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{directory}: expected a checkpoint with {_ABOUT}, got {error}") from error
-
-
 def _check(directory: Path, found: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
     for name in sorted(found.keys() | expected.keys()):
         if name not in found or name not in expected:
@@ -116,6 +106,15 @@ def _check(directory: Path, found: Mapping[str, Any], expected: Mapping[str, Ten
         got = f"{elements} elements of {there.properties.dtype} {list(there.size)}"
         if (there.size, there.properties.dtype, elements) != (tensor.shape, tensor.dtype, tensor.numel()):
             raise CheckpointError(f"{directory}: {name}: expected {tensor.dtype} {list(tensor.shape)}, got {got}")
+
+
+def _checksums(directory: Path) -> dict[str, int]:
+    """Of every file; each rank reads its part of them."""
+    files = shard_files(directory)
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = [checksum(file) if index % size == rank else 0 for index, file in enumerate(files)]
+    total = all_sum(torch.tensor(mine, dtype=torch.float64))  # exact: they have 32 bits
+    return {file.name: int(value) for file, value in zip(files, total.tolist(), strict=True)}
 
 
 def _is_first() -> bool:

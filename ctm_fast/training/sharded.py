@@ -10,6 +10,7 @@ Every rank must run the same networks in the same order: a call that one rank le
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,43 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from ctm_fast.distributed import Ranks
-from ctm_fast.models import UNet
+from ctm_fast.models import NetworkConfig, UNet, build_network
+from ctm_fast.models.unet import Weightless
 from ctm_fast.nn import UNetBlock
+from ctm_fast.training.placement import Model, Whole
+
+
+class Sharded(Whole):
+    """The blocks of every network's body in pieces on the ranks."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
+    def place(self, net: UNet) -> None:
+        """See :func:`shard_blocks`."""
+        shard_blocks(net)
+
+    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Those of :func:`parameter_groups`."""
+        return parameter_groups(model)
+
+    def to_average(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        """Those that are not sharded."""
+        return split_parameters(parameters)[1]
+
+    def gather(self, model: Model, network: NetworkConfig) -> Model | None:
+        """A copy of ``model`` in one piece, in its mode, on the first rank; None on the others."""
+        device = model.net.out_conv.weight.device
+        weights = full_state_dict(model.net, self.ranks)
+        if not self.ranks.is_first:
+            return None
+        with Weightless():
+            net = build_network(network, s_branch=model.net.s_branch)
+        net.load_state_dict(weights, assign=True)
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its stubs
+        whole: Model = type(model)(net, model.sigma_data)  # type: ignore[assignment]  # of the same class
+        whole.dtype = model.dtype
+        return whole.to(device).requires_grad_(False).train(model.training)
 
 
 def shard_blocks(net: UNet) -> None:
@@ -50,7 +86,7 @@ def split_parameters(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parame
     return sharded, whole
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, list[nn.Parameter]]]:
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """For an optimizer: sharded parameters and whole ones apart, which one ``foreach`` call refuses to mix."""
     return [{"params": parameters} for parameters in split_parameters(model.parameters()) if parameters]
 

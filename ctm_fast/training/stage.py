@@ -16,6 +16,7 @@ from ctm_fast.training.config import CTMConfig, RunConfig, TeacherConfig
 from ctm_fast.training.execution import Execution
 from ctm_fast.training.finite import FiniteGuard
 from ctm_fast.training.memory_order import local
+from ctm_fast.training.placement import placement
 from ctm_fast.training.precision import LossScale, compute_dtype
 from ctm_fast.training.radam import RAdam
 
@@ -48,8 +49,13 @@ class Stage(ABC):
         self.execution = execution
         model.dtype = compute_dtype(config.precision)
         self.model = model.to(execution.device).requires_grad_(True).train()
+        if execution.checkpoint_blocks:
+            self.model.net.checkpoint_blocks()
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self.averages = Averages(self.model, settings.emas)
+        self.placement = placement(execution)
+        for each in (self.model, self.ema, *map(self.averages.model_of, self.averages.names)):
+            self.placement.place(each.net)
         self.pieces = execution.pieces(settings.batch)
         self.share = self.pieces[-1].stop - self.pieces[0].start
         self.guard = FiniteGuard(config.max_skipped, execution.device)
@@ -70,6 +76,14 @@ class Stage(ABC):
     def updates(self, step: int) -> int:
         """How often the model has been moved after step number ``step``."""
         return step + 1
+
+    def optimizers(self) -> Iterator[tuple[str, nn.Module, Optimizer]]:
+        """The name in :meth:`state` of each optimizer, what it moves, and itself."""
+        yield "optimizer", self.model, self.optimizer
+
+    def gather(self, model: CTM | EDMDenoiser) -> CTM | EDMDenoiser | None:
+        """The student or one of its averages in one piece on the first rank, at least; every rank calls."""
+        return self.placement.gather(model, self.config.network)
 
     def guards(self) -> Iterator[FiniteGuard]:
         """What has the record of steps that were void."""
@@ -102,7 +116,7 @@ class Stage(ABC):
 
         Returns 1 if figures or gradients were not finite, and nothing was changed, else 0.
         """
-        average_gradients(parameters)
+        average_gradients(self.placement.to_average(parameters))
         gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
         losses = {name: value for name, value in figures.items() if name.endswith("loss")}
         skipped = guard.check(step, losses, torch.nn.utils.get_total_norm(gradients))

@@ -27,7 +27,7 @@ class TeacherStage(Stage):
         torch.manual_seed(config.stage_seed(self.name))
         net = build_network(config.network, s_branch=False)
         super().__init__(config, settings, EDMDenoiser(net, config.sigma_data), execution)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, fused=True)
+        self.optimizer = torch.optim.Adam(self.placement.groups(self.model), lr=settings.lr, fused=True)
         self.batches = Batches.of(config, self.name, settings.batch, dataset, execution.device)
         self.denoise = regions.compile("denoiser, forward and backward", self.model.denoise)
 

@@ -43,7 +43,7 @@ class Maps(nn.Module):
         return maps
 
 
-def draw(settings: CTMConfig, seed: int, positions: slice = slice(0, BATCH)) -> Piece:
+def draw(settings: CTMConfig, seed: int, positions: slice = slice(0, BATCH), *, batch: int = BATCH) -> Piece:
     """A batch, or the positions of it that are asked for; among its levels are s = u and s = sigma_min."""
     levels = Levels()
     jumps = draw_jumps(
@@ -52,12 +52,12 @@ def draw(settings: CTMConfig, seed: int, positions: slice = slice(0, BATCH)) -> 
     )  # fmt: skip
     sigma = draw_dsm_sigmas(positions, levels, seed=seed, step=0, law=settings.dsm_law)
     generator = torch.Generator().manual_seed(seed)
-    x0, noise, dsm_noise = torch.randn(3, BATCH, 3, 8, 8, generator=generator)[:, positions].unbind()
-    labels = torch.arange(BATCH)[positions] % 5
+    x0, noise, dsm_noise = torch.randn(3, batch, 3, 8, 8, generator=generator)[:, positions].unbind()
+    labels = torch.arange(batch)[positions] % 5
     return Piece(
         x0=0.5 * x0, noise=noise, way=torch.from_numpy(jumps.way).float(), s=torch.from_numpy(jumps.s).float(),
         stays_u=jumps.s == jumps.u, stays_end=jumps.s == levels.sigma_min, sigma=torch.from_numpy(sigma).float(),
-        dsm_noise=dsm_noise, labels=labels, seeds=torch.arange(BATCH)[positions], step=0,
+        dsm_noise=dsm_noise, labels=labels, seeds=torch.arange(batch)[positions], step=0,
     )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from ctm_fast.models import CTM, EDMDenoiser, NetworkConfig, build_network
 from ctm_fast.training.averages import Averages
 from ctm_fast.training.pullback import GradientStore, Pulled, forward_cut, pull_tail, walk_back
 from ctm_fast.training.radam import RAdam
-from ctm_fast.training.shard_files import load_shards, optimizer_tensors, read_about, save_shards
+from ctm_fast.training.shard_files import load_shards, optimizer_tensors, save_shards
+from ctm_fast.training.shard_manifest import check_shards, read_about
 from ctm_fast.training.sharded import full_state_dict, parameter_groups, shard_blocks, split_parameters
 from tests.ranks import in_ranks
 
@@ -265,8 +266,9 @@ def test_of_another_model(name: str, tensor: Tensor | None, message: str, tmp_pa
 def test_broken_files(saved: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="could not be read"):
         load_shards(tmp_path / "nothing", small())
-    with pytest.raises(CheckpointError, match="expected a checkpoint with about"):
-        read_about(tmp_path / "nothing")
+    for read in (read_about, check_shards):
+        with pytest.raises(CheckpointError, match="expected a checkpoint with about"):
+            read(tmp_path / "nothing")
     world = World(Ranks(), sharded=False)
     files = sorted((saved[0] / "state").glob("*.safetensors"))
     assert len(files) == 2
@@ -282,3 +284,18 @@ def test_broken_files(saved: tuple[Path, list[dict[str, Any]]], tmp_path: Path) 
     (tmp_path / files[0].stem / files[0].name).write_bytes(files[0].read_bytes())
     with pytest.raises(CheckpointError, match="could not be read"):
         load_shards(tmp_path / files[0].stem, world.tensors())
+
+
+@pytest.mark.parametrize("file", ["shard", "about"])
+def test_a_byte_that_is_another(file: str, tmp_path: Path) -> None:
+    save_shards(tmp_path / "state", small(), {"step": 3})
+    check_shards(tmp_path / "state")
+    (path,) = (path for path in (tmp_path / "state").iterdir() if path.name.startswith(file))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if file == "about" else -5] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"the checksum of shard-.* is wrong|expected a checkpoint with about"):
+        check_shards(tmp_path / "state")
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"could not be read|expected a checkpoint with about"):
+        check_shards(tmp_path / "state")
