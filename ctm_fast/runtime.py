@@ -68,16 +68,24 @@ def find_device(device: str | None) -> torch.device:
 def run(main: Callable[[], None]) -> None:
     """Call ``main``; an error of the user's or of a file becomes one line and exit code 2, Ctrl-C exit code 130.
 
-    Under torchrun one rank of each machine prints the line.
+    Under torchrun one rank of each machine prints the line, and the process ends here: PyTorch's process groups have
+    threads that now and then outlive the interpreter and abort it, and torchrun would start a finished job again.
     """
+    code = 0
     try:
         main()
     except (UserError, OSError) as error:
         _tell(f"error: {' '.join(str(error).split())}")
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt:
         _tell("interrupted")
-        sys.exit(130)
+        code = 130
+    if "WORLD_SIZE" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
 
 
 def _tell(line: str) -> None:

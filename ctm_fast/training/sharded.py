@@ -10,7 +10,7 @@ Every rank must run the same networks in the same order: a call that one rank le
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +52,9 @@ class Sharded(Whole):
             net = build_network(network, s_branch=model.net.s_branch)
         net.load_state_dict(weights, assign=True)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its stubs
-        whole: Model = type(model)(net, model.sigma_data)  # type: ignore[assignment]  # of the same class
+        whole = cast("Model", type(model)(net, model.sigma_data)).to(device)
         whole.dtype = model.dtype
-        return whole.to(device).requires_grad_(False).train(model.training)
+        return whole.requires_grad_(False).train(model.training)
 
 
 def shard_blocks(net: UNet) -> None:

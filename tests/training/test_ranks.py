@@ -337,20 +337,20 @@ def kill_rank(process: subprocess.Popen[str], rank: int) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_is_started_again(rank: int, tmp_path: Path) -> None:
     """Torchrun starts all ranks anew; they go on from the last state and end bit for bit as if nothing had been."""
-    words = words_of((*SETTINGS, "ctm.steps=300", "snapshot_every=100"), write_data(tmp_path))
+    words = words_of((*SETTINGS, "ctm.steps=60", "snapshot_every=20"), write_data(tmp_path))
     alone = torchrun(tmp_path / "alone", *words)
     out, _ = alone.communicate(timeout=300)
     assert alone.returncode == 0, out
     process = torchrun(tmp_path / "killed", *words, restarts=3)
     run = tmp_path / "killed" / "00000-digits"
-    while not (run / "state-ctm-000100.pt").exists():
+    while not (run / "state-ctm-000020.pt").exists():
         assert process.poll() is None
         time.sleep(0.01)
     kill_rank(process, rank)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     assert "going on after step" in out
-    for name in ("snapshot-teacher-000020.safetensors", "snapshot-ctm-000300.safetensors"):
+    for name in ("snapshot-teacher-000020.safetensors", "snapshot-ctm-000060.safetensors"):
         killed, expected = (load_file(tmp_path / which / "00000-digits" / name) for which in ("killed", "alone"))
         assert killed.keys() == expected.keys()
         assert all(torch.equal(killed[key], expected[key]) for key in expected)
