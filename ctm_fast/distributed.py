@@ -87,13 +87,21 @@ def start_ranks(device: str | None) -> tuple[Ranks, torch.device]:
 
 
 @contextmanager
-def losing_ranks() -> Iterator[None]:
-    """A rank that others have left in the middle of a collective ends with a ConnectionError of one line."""
+def one_voice() -> Iterator[None]:
+    """Around work that fails on all ranks alike: the first of each machine raises the error, the others exit with 2.
+
+    A rank that another has left in the middle of a collective fails with a ConnectionError of one line.
+    """
     try:
-        yield
-    except RuntimeError as error:
-        if _several() and _LOST.search(str(error)):
-            raise ConnectionError("another rank has ended, or hangs; what it said comes before this") from error
+        try:
+            yield
+        except RuntimeError as error:
+            if "WORLD_SIZE" in os.environ and _LOST.search(str(error)):
+                raise ConnectionError("another rank has ended, or hangs; what it said comes before this") from error
+            raise
+    except (UserError, OSError):
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise SystemExit(2) from None
         raise
 
 

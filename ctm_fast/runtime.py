@@ -68,17 +68,17 @@ def find_device(device: str | None) -> torch.device:
 def run(main: Callable[[], None]) -> None:
     """Call ``main``; an error of the user's or of a file becomes one line and exit code 2, Ctrl-C exit code 130.
 
-    Under torchrun one rank of each machine prints the line, and the process ends here: PyTorch's process groups have
-    threads that now and then outlive the interpreter and abort it, and torchrun would start a finished job again.
+    Under torchrun the process ends here: PyTorch's process groups have threads that now and then outlive the
+    interpreter and abort it, and torchrun would start a finished job again.
     """
     code = 0
     try:
         main()
     except (UserError, OSError) as error:
-        _tell(f"error: {' '.join(str(error).split())}")
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        _tell("interrupted")
+        print("interrupted", file=sys.stderr)
         code = 130
     if "WORLD_SIZE" in os.environ:
         sys.stdout.flush()
@@ -86,11 +86,6 @@ def run(main: Callable[[], None]) -> None:
         os._exit(code)
     if code:
         sys.exit(code)
-
-
-def _tell(line: str) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(line, file=sys.stderr)
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctm_fast import runtime
-from ctm_fast.distributed import finish, losing_ranks, start_ranks
+from ctm_fast.distributed import finish, one_voice, start_ranks
 from ctm_fast.training.config import STAGES, to_dict
 from ctm_fast.training.execution import Execution
 from ctm_fast.training.overrides import override
@@ -17,6 +17,7 @@ from ctm_fast.training.presets import PRESETS, preset
 from ctm_fast.training.run import train
 
 
+@one_voice()
 def main() -> None:
     arguments = _parser().parse_args()
     config = preset(arguments.preset)
@@ -41,15 +42,14 @@ def main() -> None:
             fsdp=arguments.parallel == "fsdp",
             checkpoint_blocks=arguments.checkpoint_blocks,
         )
-        with losing_ranks():
-            train(
-                config,
-                arguments.outdir,
-                execution,
-                teacher=arguments.teacher,
-                student=arguments.student,
-                keep=arguments.keep,
-            )
+        train(
+            config,
+            arguments.outdir,
+            execution,
+            teacher=arguments.teacher,
+            student=arguments.student,
+            keep=arguments.keep,
+        )
     finally:
         finish()
 

@@ -52,9 +52,9 @@ class Sharded(Whole):
             net = build_network(network, s_branch=model.net.s_branch)
         net.load_state_dict(weights, assign=True)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out of its stubs
-        whole = cast("Model", type(model)(net, model.sigma_data)).to(device)
+        whole = type(model)(net, model.sigma_data).to(device)
         whole.dtype = model.dtype
-        return whole.requires_grad_(False).train(model.training)
+        return cast("Model", whole.requires_grad_(False).train(model.training))
 
 
 def shard_blocks(net: UNet) -> None:
