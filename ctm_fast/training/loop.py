@@ -119,11 +119,13 @@ def _run_steps(
                         printed = now
             preview = _due(config.preview_kimg, settings.batch, done) or last or (save_now and not config.preview_kimg)
             evaluate = _due(config.evaluate_kimg, settings.batch, done) or (last and config.evaluate_kimg > 0)
-            if save_now or preview or evaluate:
-                _check_weights(stage, done)
+            if not (save_now or preview or evaluate):
+                continue
+            _check_weights(stage, done)
             with log.aside() if log is not None else nullcontext():
                 if log is not None and preview:
-                    _preview(stage, log, done)
+                    for steps in grid_steps(stage.ema):
+                        log.grid(done, steps, sample_grid(stage.ema, config, steps=steps))
                 if log is not None and evaluate and reference is not None:
                     steps = natural_steps(stage.ema)
                     log.evaluation(done, reference.figures(stage.ema, count=_EVALUATED, steps=steps))
@@ -136,11 +138,6 @@ def _run_steps(
 def _due(kimg: float, batch: int, step: int) -> bool:
     """Whether step number ``step``, from 1, takes the images seen past a multiple of ``kimg`` thousands."""
     return kimg > 0 and step * batch // (1000 * kimg) > (step - 1) * batch // (1000 * kimg)
-
-
-def _preview(stage: Stage, log: StageLog, step: int) -> None:
-    for steps in grid_steps(stage.ema):
-        log.grid(step, steps, sample_grid(stage.ema, stage.config, steps=steps))
 
 
 def _progress(line: dict[str, Any], steps: int, left: float) -> str:
