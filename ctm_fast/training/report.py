@@ -21,15 +21,14 @@ _LOSSES = ("loss", "ctm_loss", "dsm_loss", "discriminator_loss")
 def write_report(run: RunDirectory, dataset: ImageDataset, reference: Reference, device: torch.device) -> str:
     """Write report.json, the pictures and, last, report.md into the run's directory; the table, in Markdown."""
     config = run.config
-    rows: dict[str, Figures] = {}
+    rows: list[tuple[str, Figures]] = []
     students = {stage: load_model(run.last_snapshot(stage), device=device)[0] for stage in _students(run)}
     for stage, student in students.items():
-        rows[f"{_NAMES[stage]}, one step"] = reference.figures(student, count=_COUNT, steps=1)
-        rows[f"{_NAMES[stage]}, two steps"] = reference.figures(student, count=_COUNT, steps=2)
+        rows += [(_NAMES[stage], reference.figures(student, count=_COUNT, steps=steps)) for steps in (1, 2)]
     teacher = load_model(run.teacher, device=device)[0] if run.teacher.exists() else None
     if teacher is not None:
-        rows["teacher, Heun"] = reference.figures(teacher, count=_COUNT, steps=TEACHER_STEPS)
-        rows["teacher, one Euler step"] = reference.figures(teacher, count=_COUNT, steps=1)
+        rows.append(("teacher, Heun", reference.figures(teacher, count=_COUNT, steps=TEACHER_STEPS)))
+        rows.append(("teacher, one Euler step", reference.figures(teacher, count=_COUNT, steps=1)))
     last = next(reversed(students.values()), None)
     if isinstance(last, CTM) and isinstance(teacher, EDMDenoiser):
         save_comparison(teacher, last, config, run.path / "samples.png")
@@ -46,7 +45,7 @@ def write_report(run: RunDirectory, dataset: ImageDataset, reference: Reference,
         "samples": _COUNT,
         "classifier_held_out_accuracy": reference.accuracy,
         "frechet_floor": floor,
-        "rows": [{"samples": name, **vars(row)} for name, row in rows.items()],
+        "rows": [{"samples": name, **vars(row)} for name, row in rows],
         "stages": {stage: _stage_summary(stats, stage) for stage in config.stages},
     }
     table = _table(rows, floor)
@@ -93,13 +92,13 @@ def _save_curves(run: RunDirectory, stats: list[dict[str, Any]], stage: str) -> 
     save_png(picture, run.path / f"loss-{stage}.png")
 
 
-def _table(rows: dict[str, Figures], floor: float) -> str:
+def _table(rows: list[tuple[str, Figures]], floor: float) -> str:
     """The rows as a Markdown table, in columns that line up as plain text too."""
     cells = [
         ["samples", "NFE", "recognised", "variance ratio", "Frechet distance"],
         *(
             [name, str(row.nfe), _percent(row.recognised), _number(row.variance_ratio), _number(row.frechet)]
-            for name, row in rows.items()
+            for name, row in rows
         ),
         ["real, half against half", "", "", "", _number(floor)],
     ]
