@@ -1,5 +1,7 @@
 """A disk that fills up ends a run with one line and leaves the state before; with room, it goes on to the same."""
 
+import errno
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from ctm_fast import train
+from ctm_fast.training.run_directory import _write_state
 from tests.command_line import call
 from tests.disk import mount, small_disk
 
@@ -45,9 +48,23 @@ def test_disk_full(last: str, run: Call, tmp_path: Path) -> None:
         assert err.startswith("error: --outdir: cannot write ") and "No space left on device" in err
         left = disk / "00000-digits"
         assert not [path.name for path in left.rglob("*") if path.name.endswith(".tmp") or path.name == last]
+        assert (left / "snapshot-teacher-000004.safetensors").exists() == (last == STATE)
         torch.load(left / "state-teacher-000002.pt", weights_only=True)
         mount("-o", "remount,size=64m", str(disk))
         code, out, err = run(disk)
         assert (code, err) == (0, "") and "going on after step 2 of teacher" in out
         for name in ("snapshot-teacher-000006.safetensors", "samples/teacher-000006.png"):
             assert (left / name).read_bytes() == (expected / name).read_bytes()
+
+
+class Full(io.BytesIO):
+    """A file on a disk without room."""
+
+    def write(self, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_state_that_finds_no_room_says_so() -> None:
+    """Not what torch.save makes of it, a RuntimeError about positions."""
+    with pytest.raises(OSError, match="No space left"):
+        _write_state({"weights": torch.zeros(5000)}, Full())
