@@ -57,8 +57,11 @@ def test_disk_full(last: str, run: Call, tmp_path: Path) -> None:
             assert (left / name).read_bytes() == (expected / name).read_bytes()
 
 
-class Full(io.BytesIO):
+class Full(io.RawIOBase):
     """A file on a disk without room."""
+
+    def writable(self) -> bool:
+        return True
 
     def write(self, data: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -67,4 +70,4 @@ class Full(io.BytesIO):
 def test_a_state_that_finds_no_room_says_so() -> None:
     """Not what torch.save makes of it, a RuntimeError about positions."""
     with pytest.raises(OSError, match="No space left"):
-        _write_state({"weights": torch.zeros(5000)}, Full())
+        _write_state({"weights": torch.zeros(5000)}, io.BufferedWriter(Full()))
