@@ -186,12 +186,17 @@ class CTMStep:
         inner = self.target_jump if self.settings.estimate_inner == "target-sg" else self.student_jump
         outer = self.target_jump if self.settings.estimate_outer == "target" else self.student_jump
         x_s = inner(piece.x_t, t, s, labels)
-        return jump_rows(outer, x_s, s, end, labels, ~self._estimate_stays(piece), bucket=self.bucket)
+        return jump_rows(outer, x_s, s, end, labels, ~self.estimate_stays(piece), bucket=self.bucket)
 
     def judge(self, piece: Piece) -> Judgement:
         """The discriminator's loss on generated and real images."""
         assert self.adversary is not None
         return self.adversary.loss.judge(self.fake(piece), piece.x0, piece.labels, seeds=piece.seeds, step=piece.step)
+
+    def estimate_stays(self, piece: Piece) -> NDArray[np.bool_]:
+        """Where the estimate's outer jump is the identity: it is at sigma_min already."""
+        matching = self.settings.target_matching
+        return piece.stays_u & piece.stays_end if matching else piece.stays_end
 
     def _pull(
         self, piece: Piece, target: Tensor, count: int, adversarial: bool, terms: dict[str, list[Tensor]]
@@ -201,7 +206,7 @@ class CTMStep:
         x_t, end = piece.x_t, torch.full_like(s, self.sigma_min)
         if self.settings.estimate_inner == "student":
             ctm, x_s = self._student(x_t, t, s, labels)
-            moves = ~self._estimate_stays(piece)
+            moves = ~self.estimate_stays(piece)
             estimate = jump_rows(self.outer_jump, x_s, s, end, labels, moves, bucket=self.bucket)
         else:
             inner = self.target_jump if self.settings.estimate_inner == "target-sg" else self.student_jump
@@ -261,11 +266,6 @@ class CTMStep:
 
     def _estimate_level(self, piece: Piece) -> Tensor:
         return piece.way[-1] if self.settings.target_matching else piece.s
-
-    def _estimate_stays(self, piece: Piece) -> NDArray[np.bool_]:
-        """Where the estimate's outer jump is the identity: it is at sigma_min already."""
-        matching = self.settings.target_matching
-        return piece.stays_u & piece.stays_end if matching else piece.stays_end
 
     def _lambdas(self, at_layer: dict[str, Tensor]) -> dict[str, Tensor]:
         """The adaptive weight of each loss but CTM's, from the gradients at W."""
