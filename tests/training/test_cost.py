@@ -6,7 +6,7 @@ import pytest
 
 from tests import memory
 from tests.training.evaluations import Evaluations
-from tests.training.test_ctm_options import BASE, BATCH, draw, steps
+from tests.training.test_ctm_options import BASE, BATCH, SEED, draw, steps
 
 MEMORY = """
 import sys, torch
@@ -22,7 +22,7 @@ step = made[{way}]
 def test_evaluations(adversarial: bool) -> None:
     """Naive: 5 + 2k passes, and 6 (8 with the adversarial loss) for gradients. Hops that lead nowhere are not made."""
     naive, fast = steps(BASE, adversarial=adversarial)
-    piece = draw(BASE, 11)
+    piece = draw(BASE, SEED)
     k = len(piece.way) - 1
     counts = {}
     for step in (naive, fast):
