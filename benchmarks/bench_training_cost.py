@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.harness import DEVICE, Comparison, Way, compare
 from benchmarks.plain_unet import plain
@@ -26,6 +26,7 @@ from ctm_fast.models.features import EfficientNetLite0, feature_shapes
 from ctm_fast.training.config import CTMConfig
 from ctm_fast.training.ctm_step import Adversary, CTMStep, Piece
 from ctm_fast.training.regions import Regions
+from tests.training.evaluations import Evaluations
 from tests.training.naive import NaiveStep
 
 BATCH = 16
@@ -34,32 +35,6 @@ SETTINGS = CTMConfig(points=18, max_solver_steps=17)
 NETWORK = NetworkConfig(img_resolution=32, model_channels=64, channel_mult=(1, 2), num_blocks=2, attn_resolutions=(16,))
 FAST, NAIVE, PLAIN = Way("fast", None), Way("naive", None), Way("naive, plain NCHW", "reference")
 WAYS = (FAST, NAIVE, PLAIN)
-
-
-class Counter:
-    """Samples through networks, forward and backward, in forward-equivalents."""
-
-    def __init__(self, models: list[CTM | EDMDenoiser]) -> None:
-        self.count = 0.0
-        for model in models:
-            net = model.net
-            net.embedding.register_forward_pre_hook(lambda _, args: self._add(len(args[0])))
-            block = list(net.enc.values())[-1]
-            weight = 2 if any(parameter.requires_grad for parameter in net.parameters()) else 1
-
-            def hook(_: nn.Module, __: Any, grads: Any, weight: int = weight) -> None:
-                self._add(weight * len(grads[0]))
-
-            block.register_full_backward_hook(hook)
-
-    def _add(self, count: float) -> None:
-        self.count += count
-
-    def of(self, call: Callable[[], object]) -> float:
-        """Of one call, for each sample of the batch."""
-        before = self.count
-        call()
-        return (self.count - before) / BATCH
 
 
 def batch() -> Piece:
@@ -161,7 +136,7 @@ def counted(calls: dict[Way, Callable[[], Tensor]], made: dict[Way, NaiveStep | 
     for way, call in calls.items():
         step = made[way]
         with way.serving():
-            counts[way] = Counter(networks(step)).of(call)
+            counts[way] = Evaluations(networks(step)).of(call) / BATCH
     return counts
 
 

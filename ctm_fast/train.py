@@ -49,6 +49,7 @@ def main() -> None:
             teacher=arguments.teacher,
             student=arguments.student,
             keep=arguments.keep,
+            tensorboard=arguments.tensorboard,
         )
     finally:
         finish()
@@ -70,7 +71,8 @@ def _parser() -> runtime.Parser:
     add("--micro-batch", type=int, metavar="N", help="samples at once on a rank (default: its share of the batch)")
     add("--parallel", choices=["ddp", "fsdp"], default="ddp", help="all of the networks on every rank, or sharded")
     add("--checkpoint-blocks", action="store_true", help="make activations again in the backward pass")
-    add("--keep", type=int, metavar="N", help="snapshots of a stage that are kept (default: all)")
+    add("--keep", type=int, metavar="N", help="keep the last N snapshots of a stage (default: all)")
+    add("--tensorboard", action="store_true", help="also write event files, into RUN/tensorboard (extra: tensorboard)")
     add("--set", action="append", default=[], metavar="A.B=C", help="change one key of the configuration")
     add("--dry-run", action="store_true", help="print the resolved configuration and stop")
     return parser

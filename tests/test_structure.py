@@ -30,11 +30,12 @@ CELLAR = {"__init__", "__version__", "_libraries", "distributed", "errors", "fil
 IMPORTS_BY_NAME = {
     "ctm_fast.ops._library",
     "ctm_fast.data.sources",
+    "ctm_fast.training.log",
     "ctm_fast.training.placement",
     "ctm_fast.training.states",
+    "ctm_fast.training.work",
 }
-"""May import a module by its name at run time: the kernels of a row, a reader whose package is an extra, or what takes
-PyTorch seconds to import and sharded training alone needs."""
+"""May import a module by its name at run time: the kernels of a row, or one whose package is an extra or slow."""
 
 CELLS = (
     "ctm_fast/ops/{}.py",

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ctm_fast.models import CTM, EDMDenoiser
 from ctm_fast.training import preset
 from ctm_fast.training.config import to_dict
 from tests.command_line import assert_refused, call, tree
+from tests.disk import small_disk
 from tests.snapshots import save_snapshot
 
 HUGE = "9" * 40
@@ -74,7 +76,8 @@ BAD = [
     ("--data " + "x" * 300, ""),
     # presets, keys
     ("--preset digit", "preset: ", "'digit'", "did you mean digits?"),
-    ("--preset cifar", "preset: ", "'cifar'", "expected one of digits, fashion-mnist-16"),
+    ("--preset cifar", "preset: ", "'cifar'", "did you mean cifar10-cond?"),
+    ("--preset mine", "preset: ", "'mine'", "expected one of cifar10-cond, "),
     ("--set teacher.stepz=1", "--set teacher.stepz: ", "did you mean teacher.steps?"),
     ("--set techer.lr=1", "--set techer.lr: ", "did you mean teacher.lr?"),
     ("--set lr=1", "--set lr: ", "unknown key"),
@@ -115,6 +118,16 @@ BAD = [
     ("--set ctm.uniform_to=1.1", "ctm.uniform_to: ", "got 1.1"),
     ("--set snapshot_every=0", "snapshot_every: ", "got 0"),
     ("--set log_every=0", "log_every: ", "got 0"),
+    ("--set preview_kimg=-1", "preview_kimg: ", "got -1.0"),
+    ("--set evaluate_kimg=nan", "evaluate_kimg: ", "a finite number, got nan"),
+    ("--keep 0", "--keep: ", "a number from 1 on, got 0"),
+    ("--keep all", "argument --keep: ", "'all'"),
+    ("--set ctm.emas=0.9,0.9", "ctm.emas: ", "different averages"),
+    ("--set ctm.emas=power:0.5", "ctm.emas: ", "0.5"),
+    ("--set teacher.emas=slow", "teacher.emas: ", "a rate such as 0.999", "'slow'"),
+    ("--preset digits-gan --set gan.features=vgg", "gan.features: ", "efflite0, deit, indomain", "vgg"),
+    ("--preset digits-gan --set gan.features=", "gan.features: ", "efflite0, deit, indomain, got ()"),
+    ("--preset digits-gan --set gan.features=deit", "gan.deit: ", "the file of DeiT's weights", "got none"),
     ("--set stages=ctm,teacher", "stages: ", "teacher,ctm"),
     ("--set preset=fashion-mnist-16", "--set preset: ", "got one that --preset chooses"),
     ("--set teacher_sha256=x", "--set teacher_sha256: ", "got one that the run fills in"),
@@ -191,12 +204,15 @@ def test_refused(
     assert tree(folder) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; the cases of --outdir above hold for root")
+@pytest.mark.parametrize("outdir", ["empty", "empty/runs"])
 def test_refused_read_only_outdir(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    outdir: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "empty").chmod(0o555)
-    assert_refused(call(train.main, ["--outdir", "empty"], monkeypatch, capsys), "--outdir: ", "got empty")
+    """By its mode, or for root, who may write anywhere, by its file system."""
+    with small_disk(folder / "empty", "4k", "ro") if os.geteuid() == 0 else nullcontext():
+        if os.geteuid() != 0:
+            (folder / "empty").chmod(0o555)
+        assert_refused(call(train.main, ["--outdir", outdir], monkeypatch, capsys), "--outdir: ", f"got {outdir}")
 
 
 def test_a_line_break_in_a_value_stays_one_line(

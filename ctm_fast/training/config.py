@@ -20,6 +20,7 @@ from ctm_fast.errors import ConfigError
 from ctm_fast.losses import ALL_DISTANCES, WEIGHTINGS
 from ctm_fast.models import ARCHITECTURES, S_INITS, NetworkConfig, build_network
 from ctm_fast.models.unet import Weightless
+from ctm_fast.training.averages import parse_average
 
 STAGES = ("teacher", "ctm", "gan")
 SOLVERS = ("teacher", "self", "self-iterated")
@@ -183,7 +184,11 @@ class RunConfig:
     ctm: CTMConfig = field(default_factory=CTMConfig)
     gan: GANConfig = field(default_factory=GANConfig)
     snapshot_every: int = 500
-    """Steps between two saves of state, snapshot and sample grid; the last step of a stage is always saved."""
+    """Steps between two saves of state and snapshot; the last step of a stage is always saved."""
+    preview_kimg: float = 0.0
+    """Thousands of images between two sample grids; 0: one with each snapshot."""
+    evaluate_kimg: float = 0.0
+    """Thousands of images between two evaluations of the average that is kept; 0: none before the report."""
     log_every: int = 20
     max_skipped: int = 20
     """So many steps in a row whose figures are not finite end the run; fewer are left out and counted."""
@@ -200,6 +205,8 @@ class RunConfig:
         _expect(1 <= self.levels.rho <= 100, "levels.rho", "1 <= rho <= 100", self.levels.rho)
         for key in ("snapshot_every", "log_every", "max_skipped"):
             _expect(getattr(self, key) > 0, key, "a positive number", getattr(self, key))
+        for key in ("preview_kimg", "evaluate_kimg"):
+            _expect(getattr(self, key) >= 0, key, "a number not below 0", getattr(self, key))
         for name in STAGES:
             _check_training(name, getattr(self, name))
         _expect(self.teacher.p_std > 0, "teacher.p_std", "a positive number", self.teacher.p_std)
@@ -242,6 +249,12 @@ def _check_training(name: str, stage: TeacherConfig | CTMConfig) -> None:
     _expect(0 < stage.batch <= 2**20, f"{name}.batch", "0 < batch <= 2^20", stage.batch)
     _expect(stage.lr > 0, f"{name}.lr", "a positive number", stage.lr)
     _expect(0 <= stage.ema < 1, f"{name}.ema", "0 <= ema < 1", stage.ema)
+    _expect(len(set(stage.emas)) == len(stage.emas), f"{name}.emas", "different averages", stage.emas)
+    for average in stage.emas:
+        try:
+            parse_average(average)
+        except ConfigError as error:
+            raise ConfigError(f"{name}.emas: {error}") from error
 
 
 def _check_ctm(name: str, ctm: CTMConfig) -> None:

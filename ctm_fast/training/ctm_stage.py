@@ -19,6 +19,7 @@ from ctm_fast.training.precision import compute_dtype
 from ctm_fast.training.radam import RAdam
 from ctm_fast.training.regions import Regions
 from ctm_fast.training.stage import Stage
+from ctm_fast.training.work import student_passes
 
 
 def distance_of(settings: CTMConfig, device: torch.device) -> Distance:
@@ -103,6 +104,7 @@ class CTMStage(Stage):
                 x_u = self.step.solve(piece.x_t, piece.way, piece.labels)
             targets.append((piece, self.step.consistency_target(x_u, piece)))
         terms = self.step.backward(targets, adversarial=adversarial)
+        self.passes += student_passes(self.step, pieces, adversarial=adversarial)
         if self.settings.lr_decay:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.lr * (1 - step / self.settings.steps)
@@ -134,7 +136,8 @@ class CTMStage(Stage):
                 law=settings.dsm_law,
                 uniform_to=settings.uniform_to,
             )
-            x0, labels = batches.at(step, positions)
+            with self.timer("data"):
+                x0, labels = batches.at(step, positions)
             pieces.append(
                 Piece(
                     x0=x0,

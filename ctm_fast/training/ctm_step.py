@@ -145,32 +145,38 @@ class CTMStep:
             L = mean w d(E, T) + dsm_weight lambda_dsm L_DSM + gan_weight lambda_gan L_G
 
         ``pieces`` are those of this rank's share of the batch, each with its consistency target T; the gradient is that
-        of means over the share. With one piece, or weights of each piece's own, all losses are walked back at once.
+        of means over the share. With one piece, or weights of each piece's own, CTM's and the adversarial loss are
+        walked back at once.
 
         Returns what went into it: ``estimate``, ``ctm_loss``, ``dsm_loss`` (and ``gan_loss``) of the share's samples,
         the weights ``lambda_*``, and ``loss``.
         """
         count = sum(len(piece.x0) for piece, _ in pieces)
         at_once = len(pieces) == 1 or self.settings.adaptive_scope == "microbatch"
-        stores: dict[str, GradientStore] = {}
+        stores = {name: GradientStore(self.parameters) for name in ("ctm", "dsm", "gan")}
         terms: dict[str, list[Tensor]] = {}
         lambdas: dict[str, Tensor] = {}
         for piece, target in pieces:
-            pulled = self._pull(piece, target, count, adversarial, terms)
+            if self.settings.dsm_weight > 0:
+                # Walked back first, so that its activations are gone before those of the longer way are there.
+                with stores["dsm"].collecting():
+                    walk_back([self._pull_dsm(piece, count, terms)], [1.0], self.tail_parameters)
+            pulled = self._pull_ctm(piece, target, count, adversarial, terms)
             if at_once:
-                own = self._lambdas({name: one.at(self.tail_parameters, self.layer) for name, one in pulled.items()})
-                walk_back(list(pulled.values()), [self._weight(name, own) for name in pulled], self.tail_parameters)
+                at_layer = {name: one.at(self.tail_parameters, self.layer) for name, one in pulled.items()}
+                own = self._lambdas(at_layer | self._at_layer(stores))
+                weights = [self._weight(name, own) for name in pulled]
+                walk_back(list(pulled.values()), weights, self.tail_parameters)
+                stores["dsm"].release(self._weight("dsm", own))
                 share = len(piece.x0) / count
                 lambdas = {name: lambdas.get(name, 0) + share * value for name, value in own.items()}
             else:
                 for name, one in pulled.items():
-                    store = stores.setdefault(name, GradientStore(self.parameters))
-                    with store.collecting():
-                        shared = name == "ctm" and "gan" in pulled and pulled["gan"].forward is one.forward
+                    shared = name == "ctm" and "gan" in pulled and pulled["gan"].forward is one.forward
+                    with stores[name].collecting():
                         walk_back([one], [1.0], self.tail_parameters, again=shared)
         if not at_once:
-            layer = self.tail_parameters[self.layer]
-            lambdas = self._lambdas({name: store.of(layer) for name, store in stores.items()})
+            lambdas = self._lambdas(self._at_layer(stores))
             for name, store in stores.items():
                 store.release(self._weight(name, lambdas))
         return self._figures(terms, lambdas)
@@ -186,22 +192,35 @@ class CTMStep:
         inner = self.target_jump if self.settings.estimate_inner == "target-sg" else self.student_jump
         outer = self.target_jump if self.settings.estimate_outer == "target" else self.student_jump
         x_s = inner(piece.x_t, t, s, labels)
-        return jump_rows(outer, x_s, s, end, labels, ~self._estimate_stays(piece), bucket=self.bucket)
+        return jump_rows(outer, x_s, s, end, labels, ~self.estimate_stays(piece), bucket=self.bucket)
 
     def judge(self, piece: Piece) -> Judgement:
         """The discriminator's loss on generated and real images."""
         assert self.adversary is not None
         return self.adversary.loss.judge(self.fake(piece), piece.x0, piece.labels, seeds=piece.seeds, step=piece.step)
 
-    def _pull(
+    def estimate_stays(self, piece: Piece) -> NDArray[np.bool_]:
+        """Where the estimate's outer jump is the identity: it is at sigma_min already."""
+        matching = self.settings.target_matching
+        return piece.stays_u & piece.stays_end if matching else piece.stays_end
+
+    def _pull_dsm(self, piece: Piece, count: int, terms: dict[str, list[Tensor]]) -> Pulled:
+        """Denoising score matching, walked back to the cut of its forward pass; its figures go to ``terms``."""
+        x_sigma = piece.x0 + _image(piece.sigma) * piece.dsm_noise
+        forward, D_x = self._student(x_sigma, piece.sigma, piece.sigma, piece.labels, denoise=True)
+        losses = dsm_loss(D_x, piece.x0, piece.sigma, sigma_data=self.student.sigma_data)
+        terms.setdefault("dsm_loss", []).append(losses.detach())
+        return pull_tail(forward, self._gradient(losses, forward.F_x, count), self.tail_parameters)
+
+    def _pull_ctm(
         self, piece: Piece, target: Tensor, count: int, adversarial: bool, terms: dict[str, list[Tensor]]
     ) -> dict[str, Pulled]:
-        """Every loss of ``piece``, walked back to the cut of its forward pass; its figures go to ``terms``."""
+        """The losses of the estimate, each walked back to the cut of its forward pass; figures go to ``terms``."""
         t, s, labels = piece.way[0], self._estimate_level(piece), piece.labels
         x_t, end = piece.x_t, torch.full_like(s, self.sigma_min)
         if self.settings.estimate_inner == "student":
             ctm, x_s = self._student(x_t, t, s, labels)
-            moves = ~self._estimate_stays(piece)
+            moves = ~self.estimate_stays(piece)
             estimate = jump_rows(self.outer_jump, x_s, s, end, labels, moves, bucket=self.bucket)
         else:
             inner = self.target_jump if self.settings.estimate_inner == "target-sg" else self.student_jump
@@ -236,12 +255,6 @@ class CTMStep:
                 (at_F,) = torch.autograd.grad(estimate, jump.F_x, gradient)
                 pulled["gan"] = pull_tail(jump, at_F, self.tail_parameters)
             terms.setdefault("gan_loss", []).append(losses.detach())
-        if self.settings.dsm_weight > 0:
-            x_sigma = piece.x0 + _image(piece.sigma) * piece.dsm_noise
-            dsm, D_x = self._student(x_sigma, piece.sigma, piece.sigma, labels, denoise=True)
-            losses = dsm_loss(D_x, piece.x0, piece.sigma, sigma_data=self.student.sigma_data)
-            pulled["dsm"] = pull_tail(dsm, self._gradient(losses, dsm.F_x, count), self.tail_parameters)
-            terms.setdefault("dsm_loss", []).append(losses.detach())
         return pulled
 
     def _student(
@@ -262,10 +275,10 @@ class CTMStep:
     def _estimate_level(self, piece: Piece) -> Tensor:
         return piece.way[-1] if self.settings.target_matching else piece.s
 
-    def _estimate_stays(self, piece: Piece) -> NDArray[np.bool_]:
-        """Where the estimate's outer jump is the identity: it is at sigma_min already."""
-        matching = self.settings.target_matching
-        return piece.stays_u & piece.stays_end if matching else piece.stays_end
+    def _at_layer(self, stores: dict[str, GradientStore]) -> dict[str, Tensor]:
+        """The gradients at W of the losses that have been stored."""
+        layer = self.tail_parameters[self.layer]
+        return {name: gradient for name, store in stores.items() if (gradient := store.of(layer)) is not None}
 
     def _lambdas(self, at_layer: dict[str, Tensor]) -> dict[str, Tensor]:
         """The adaptive weight of each loss but CTM's, from the gradients at W."""
@@ -283,7 +296,7 @@ class CTMStep:
         }
 
     def _weight(self, name: str, lambdas: dict[str, Tensor]) -> Tensor | float:
-        if name == "ctm":
+        if name not in lambdas:
             return 1.0
         if name == "dsm":
             return self.settings.dsm_weight * lambdas[name]

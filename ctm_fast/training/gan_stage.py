@@ -20,6 +20,7 @@ from ctm_fast.training.finite import FiniteGuard
 from ctm_fast.training.radam import RAdam
 from ctm_fast.training.regions import Regions
 from ctm_fast.training.stage import Optimizer
+from ctm_fast.training.work import discriminator_passes
 
 BETAS = (0.5, 0.9)
 """Of the discriminator's RAdam (published)."""
@@ -73,7 +74,8 @@ class GANStage(CTMStage):
     def move_discriminator(self, step: int) -> dict[str, Tensor]:
         """One update of the heads: their loss, and the share of logits that are right."""
         losses, accuracies = [], []
-        for piece, positions in zip(self.draw(step)[0], self.pieces, strict=True):
+        pieces, _ = self.draw(step)
+        for piece, positions in zip(pieces, self.pieces, strict=True):
             self.seed_dropout(step, positions)
             judgement = self.step.judge(piece)
             self.scale(judgement.loss.sum() / self.share).backward()
@@ -83,6 +85,7 @@ class GANStage(CTMStage):
             "discriminator_loss": torch.cat(losses).mean(),
             "discriminator_accuracy": torch.stack(accuracies).sum(),
         }
+        self.passes += discriminator_passes(self.step, pieces)
         heads = list(self.discriminator.parameters())
         skipped = self.apply(self.discriminator_optimizer, heads, self.discriminator_guard, step, figures)
         return {**figures, "skipped": skipped}

@@ -25,7 +25,7 @@ def jump_rows(
         bucket: rows asked for are made a multiple of this, by repeating one, so that ``jump`` sees few sizes.
     """
     rows = np.flatnonzero(moving)
-    size = min(-(-len(rows) // bucket) * bucket, len(moving))
+    size = rows_asked(moving, bucket)
     if size == 0:
         return x
     if size == len(moving):
@@ -35,3 +35,8 @@ def jump_rows(
         index = index.pin_memory().to(x.device, non_blocking=True)
     moved = jump(x[index], t[index], s[index], None if labels is None else labels[index])
     return x.index_copy(0, index[: len(rows)], moved[: len(rows)])
+
+
+def rows_asked(moving: NDArray[np.bool_], bucket: int) -> int:
+    """How many rows ``jump`` is asked for."""
+    return min(-(-int(moving.sum()) // bucket) * bucket, len(moving))

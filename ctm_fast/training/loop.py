@@ -2,6 +2,9 @@
 
 import math
 import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,17 +12,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ctm_fast.distributed import all_mean, all_sum, together
-from ctm_fast.errors import DivergedError
-from ctm_fast.models import save_model
+from ctm_fast.errors import DataError, DivergedError
+from ctm_fast.models import CTM, EDMDenoiser, save_model
 from ctm_fast.training.config import to_dict
+from ctm_fast.training.log import StageLog
 from ctm_fast.training.memory_order import local
-from ctm_fast.training.preview import save_preview
+from ctm_fast.training.preview import grid_steps, natural_steps, sample_grid
+from ctm_fast.training.reference import Reference
 from ctm_fast.training.regions import Timer
 from ctm_fast.training.run_directory import RunDirectory
 from ctm_fast.training.stage import Stage
 from ctm_fast.training.states import save_state
 
 _EVERY = 10.0  # seconds between two lines of progress where there is no bar
+_EVALUATED = 500  # samples in an evaluation
 
 
 class _Means:
@@ -47,19 +53,49 @@ class _Means:
         return {name: mean for name, mean, count in zip(names, means, counts.tolist(), strict=True) if count}
 
 
-def run_stage(stage: Stage, run: RunDirectory | None, timer: Timer, start: int, *, keep: int | None = None) -> None:
+def run_stage(
+    stage: Stage,
+    run: RunDirectory | None,
+    timer: Timer,
+    start: int,
+    *,
+    keep: int | None = None,
+    tensorboard: bool = False,
+    reference: Reference | None = None,
+) -> None:
     """Steps ``start`` to the last of ``stage``, saved every ``snapshot_every`` steps and at the end.
 
     Shows a bar on a terminal, else a line now and then. Raises :class:`DivergedError`, on every rank, before anything
-    is saved of it.
+    is saved of it; :class:`DataError` where nothing more can be written: the states that were saved stay.
 
     Args:
         run: where it is written, on the first rank; None on the others.
-        keep: see :func:`ctm_fast.training.run.train`.
+        keep, tensorboard: see :func:`ctm_fast.training.run.train`.
+        reference: what evaluations compare with, on the first rank, if there are to be any.
     """
+    log = None if run is None else StageLog(stage, run, timer, start, tensorboard=tensorboard)
+    try:
+        with log or nullcontext():
+            _run_steps(stage, run, log, start, keep, reference)
+    except OSError as error:
+        if run is None:
+            raise
+        raise DataError(
+            f"--outdir: cannot write {run.path}: {error}; with room there, the same command goes on from the last state"
+        ) from error
+
+
+def _run_steps(
+    stage: Stage,
+    run: RunDirectory | None,
+    log: StageLog | None,
+    start: int,
+    keep: int | None,
+    reference: Reference | None,
+) -> None:
     config, settings = stage.config, stage.settings
     means = _Means()
-    first = printed = begin = time.perf_counter()
+    first = printed = time.perf_counter()
     since = start
     quiet = True if run is None else None
     with tqdm(
@@ -74,19 +110,38 @@ def run_stage(stage: Stage, run: RunDirectory | None, timer: Timer, start: int, 
             if done % config.log_every == 0 or save_now:  # no mean reaches over a save: a resumed run logs the same
                 figures = _finite(stage, means.take(), done, done - since)
                 figures["skipped"] = sum(guard.gather(stage.name) for guard in stage.guards())
-                now = time.perf_counter()
-                if run is not None:
-                    line = _log(stage, run, timer, done, done - since, now - begin, figures)
+                since = done
+                if log is not None:
+                    line = log.steps(done, figures)
                     if "loss" in line:
                         bar.set_postfix(loss=f"{line['loss']:.4f}")
+                    now = time.perf_counter()
                     if bar.disable and (last or now - printed >= _EVERY):
                         left = (now - first) / (done - start) * (settings.steps - done)
                         print(_progress(line, settings.steps, left), flush=True)
                         printed = now
-                begin, since = time.perf_counter(), done
-            if save_now:
-                save(stage, run, done, keep)
-                begin = time.perf_counter()
+            preview = _due(config.preview_kimg, settings.batch, done) or last or (save_now and not config.preview_kimg)
+            evaluate = _due(config.evaluate_kimg, settings.batch, done) or (last and config.evaluate_kimg > 0)
+            if not (save_now or preview or evaluate):
+                continue
+            _check_weights(stage, done)
+            with log.aside() if log is not None else nullcontext():
+                kept = stage.gather(stage.ema) if preview or evaluate else None
+                if log is not None and kept is not None and preview:
+                    for steps in grid_steps(kept):
+                        log.grid(done, steps, sample_grid(kept, config, steps=steps))
+                if log is not None and kept is not None and evaluate and reference is not None:
+                    steps = natural_steps(kept)
+                    log.evaluation(done, reference.figures(kept, count=_EVALUATED, steps=steps))
+                if save_now:
+                    if log is not None:
+                        log.flush()
+                    save(stage, run, done, keep)
+
+
+def _due(kimg: float, batch: int, step: int) -> bool:
+    """Whether step number ``step``, from 1, takes the images seen past a multiple of ``kimg`` thousands."""
+    return kimg > 0 and step * batch // (1000 * kimg) > (step - 1) * batch // (1000 * kimg)
 
 
 def _progress(line: dict[str, Any], steps: int, left: float) -> str:
@@ -96,36 +151,41 @@ def _progress(line: dict[str, Any], steps: int, left: float) -> str:
 
 
 def save(stage: Stage, run: RunDirectory | None, step: int, keep: int | None = None) -> None:
-    """Snapshots, sample grid, and last the state: whatever is there after a crash fits together.
+    """Snapshot, further averages, and last the state: whatever is there after a crash fits together.
 
-    Called on every rank, and all raise what one does. :class:`DivergedError` before anything is written if a weight is
-    not finite.
+    Called on every rank, and all raise what one does.
     """
     config = stage.config
+    metadata = {
+        "config": to_dict(config),
+        "preset": config.preset,
+        "seed": config.seed,
+        "stage": stage.name,
+        "step": step,
+    }
+
+    def write(path: Path, average: CTM | EDMDenoiser | None, about: dict[str, Any]) -> None:
+        if run is not None and average is not None:
+            save_model(path, average, config.network, about)
+
+    files = RunDirectory(Path(), config) if run is None else run
+    kept = stage.gather(stage.ema)
+    together(lambda: write(files.snapshot(stage.name, step), kept, metadata))
+    for name in stage.averages.names:
+        path, average = files.average(name, stage.name, step), stage.gather(stage.averages.model_of(name))
+        together(partial(write, path, average, {**metadata, "ema": name}))
+    save_state(stage, run, step)
+    if run is not None and keep is not None:
+        run.prune(stage.name, keep)
+
+
+def _check_weights(stage: Stage, step: int) -> None:
+    """DivergedError if a weight is not finite: the loss, of the weights before the last step, does not tell."""
     finite = torch.stack([local(parameter).isfinite().all() for parameter in stage.model.parameters()]).all()
     if all_sum(~finite) > 0:
         raise DivergedError(
             f"{stage.name}: expected finite weights, got others after step {step}; lower {stage.name}.lr"
         )
-    kept = stage.gather(stage.ema)
-
-    def write() -> None:
-        if run is None or kept is None:
-            return
-        metadata = {
-            "config": to_dict(config),
-            "preset": config.preset,
-            "seed": config.seed,
-            "stage": stage.name,
-            "step": step,
-        }
-        save_model(run.snapshot(stage.name, step), kept, config.network, metadata)
-        save_preview(kept, config, run.path / "samples" / f"{stage.name}-{step:06d}.png")
-
-    together(write)
-    save_state(stage, run, step)
-    if run is not None and keep is not None:
-        run.prune(stage.name, keep)
 
 
 def _finite(stage: Stage, figures: dict[str, float], step: int, steps: int) -> dict[str, float]:
@@ -136,19 +196,3 @@ def _finite(stage: Stage, figures: dict[str, float], step: int, steps: int) -> d
                 f"lower {stage.name}.lr, or try another seed"
             )
     return figures
-
-
-def _log(
-    stage: Stage, run: RunDirectory, timer: Timer, step: int, steps: int, seconds: float, figures: dict[str, float]
-) -> dict[str, Any]:
-    """Append the means over the last ``steps`` steps to stats.jsonl; the line that was written."""
-    line: dict[str, Any] = {
-        "stage": stage.name,
-        "step": step,
-        **figures,
-        "seconds": seconds,
-        "images_per_second": steps * stage.settings.batch / seconds,
-        **{f"{part}_seconds": value for part, value in timer.take().items()},
-    }
-    run.append_stats(line)
-    return line

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ctm_fast.diffusion.images import to_uint8
@@ -41,15 +42,20 @@ def samples(
     return to_uint8(torch.cat(images)), labels
 
 
+def grid_steps(model: CTM | EDMDenoiser) -> tuple[int, ...]:
+    """The steps of the grids that are kept: one and two of a CTM, a full solve of a teacher."""
+    return (1, 2) if isinstance(model, CTM) else (TEACHER_STEPS,)
+
+
 def natural_steps(model: CTM | EDMDenoiser) -> int:
     """One jump of a CTM, a full solve of a teacher."""
     return 1 if isinstance(model, CTM) else TEACHER_STEPS
 
 
-def save_preview(model: CTM | EDMDenoiser, config: RunConfig, path: Path) -> None:
-    """A grid of samples, a column per class where there are ten."""
-    images, _ = samples(model, config, _COLUMNS * _ROWS, steps=natural_steps(model))
-    save_png(image_grid(images.permute(0, 2, 3, 1).cpu().numpy(), columns=_COLUMNS, scale=_scale(images)), path)
+def sample_grid(model: CTM | EDMDenoiser, config: RunConfig, *, steps: int) -> Image.Image:
+    """Samples of fixed seeds, a column per class where there are ten."""
+    images, _ = samples(model, config, _COLUMNS * _ROWS, steps=steps)
+    return image_grid(images.permute(0, 2, 3, 1).cpu().numpy(), columns=_COLUMNS, scale=_scale(images))
 
 
 def save_comparison(teacher: EDMDenoiser, student: CTM, config: RunConfig, path: Path) -> None:

@@ -6,8 +6,8 @@ network's tail and everything behind its output are walked back twice. Here a fo
     body -> (h, skip) | tail -> F_x | preconditioning, further networks, loss
 
 and each piece is walked back once. What the tail gives back for one loss is linear in that loss, so its weight can be
-put on afterwards; W lies in the tail. Where a batch comes in several pieces, the weight is known after the last of them
-only, and every loss that has one keeps its gradient in a store of its own until then.
+put on afterwards; W lies in the tail. A loss with a forward pass of its own is walked back at once into a store, which
+frees its activations; so is every loss where a batch comes in several pieces and its weight is known after the last.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -115,11 +115,9 @@ class GradientStore:
         finally:
             self._exchange()
 
-    def of(self, parameter: nn.Parameter) -> Tensor:
-        """The gradient of ``parameter``, which must have one."""
-        gradient = next(g for p, g in zip(self.parameters, self.gradients, strict=True) if p is parameter)
-        assert gradient is not None
-        return gradient
+    def of(self, parameter: nn.Parameter) -> Tensor | None:
+        """The gradient of ``parameter``, None if there is none."""
+        return next(g for p, g in zip(self.parameters, self.gradients, strict=True) if p is parameter)
 
     def release(self, weight: Tensor | float) -> None:
         """Add ``weight`` times what is here to ``.grad``, and forget it."""

@@ -1,62 +1,34 @@
 """The report of a finished run: figures, curves, and teacher and student side by side."""
 
 import platform
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ctm_fast import __version__
 from ctm_fast.data import ImageDataset
-from ctm_fast.diffusion.images import to_float
-from ctm_fast.evaluation.class_variance import within_class_variance_ratio
-from ctm_fast.evaluation.classifier import accuracy, train_classifier
-from ctm_fast.evaluation.frechet import half_half_floor, pixel_frechet
 from ctm_fast.models import CTM, EDMDenoiser, load_model
 from ctm_fast.pictures import line_plot, save_png
-from ctm_fast.samplers import evaluations
-from ctm_fast.training.preview import TEACHER_STEPS, samples, save_comparison
+from ctm_fast.training.preview import TEACHER_STEPS, save_comparison
+from ctm_fast.training.reference import Figures, Reference
 from ctm_fast.training.run_directory import RunDirectory
 
 _COUNT = 1000
 _NAMES = {"ctm": "CTM", "gan": "CTM + GAN"}
 _LOSSES = ("loss", "ctm_loss", "dsm_loss", "discriminator_loss")
-_REAL = 10_000  # at most this many real images are compared with
 
 
-@dataclass(frozen=True)
-class Figures:
-    """One row of the table; a figure that the data do not allow is None."""
-
-    samples: str
-    nfe: int
-    recognised: float | None
-    variance_ratio: float | None
-    frechet: float
-
-
-def write_report(run: RunDirectory, dataset: ImageDataset, device: torch.device) -> str:
+def write_report(run: RunDirectory, dataset: ImageDataset, reference: Reference, device: torch.device) -> str:
     """Write report.json, the pictures and, last, report.md into the run's directory; the table, in Markdown."""
     config = run.config
-    chosen = torch.randperm(len(dataset.images), generator=torch.Generator().manual_seed(config.seed))
-    chosen = chosen[:_REAL].sort().values.to(device)  # of a large set a sample: it may be stored class by class
-    real, labels = to_float(dataset.images[chosen]), None if dataset.labels is None else dataset.labels[chosen]
-    classifier, held_out = None, None
-    if labels is not None:
-        classifier, held_out = train_classifier(real, labels, num_classes=dataset.num_classes, seed=config.seed)
-
-    def figures(name: str, model: CTM | EDMDenoiser, steps: int) -> Figures:
-        images, asked = samples(model, config, _COUNT, steps=steps)
-        return _figures(name, evaluations(model, steps), to_float(images), asked, real, labels, classifier)
-
-    rows = []
+    rows: list[tuple[str, Figures]] = []
     students = {stage: load_model(run.last_snapshot(stage), device=device)[0] for stage in _students(run)}
     for stage, student in students.items():
-        rows += [figures(_NAMES[stage], student, 1), figures(_NAMES[stage], student, 2)]
+        rows += [(_NAMES[stage], reference.figures(student, count=_COUNT, steps=steps)) for steps in (1, 2)]
     teacher = load_model(run.teacher, device=device)[0] if run.teacher.exists() else None
     if teacher is not None:
-        rows += [figures("teacher, Heun", teacher, TEACHER_STEPS), figures("teacher, one Euler step", teacher, 1)]
+        rows.append(("teacher, Heun", reference.figures(teacher, count=_COUNT, steps=TEACHER_STEPS)))
+        rows.append(("teacher, one Euler step", reference.figures(teacher, count=_COUNT, steps=1)))
     last = next(reversed(students.values()), None)
     if isinstance(last, CTM) and isinstance(teacher, EDMDenoiser):
         save_comparison(teacher, last, config, run.path / "samples.png")
@@ -64,16 +36,16 @@ def write_report(run: RunDirectory, dataset: ImageDataset, device: torch.device)
     stats = run.stats()
     for stage in config.stages:
         _save_curves(run, stats, stage)
-    floor = half_half_floor(real, config.seed)
+    floor = reference.floor()
     summary = {
         "ctm_fast": __version__,
         "preset": config.preset,
         "seed": config.seed,
         "machine": _machine(device),
         "samples": _COUNT,
-        "classifier_held_out_accuracy": held_out,
+        "classifier_held_out_accuracy": reference.accuracy,
         "frechet_floor": floor,
-        "rows": [vars(row) for row in rows],
+        "rows": [{"samples": name, **vars(row)} for name, row in rows],
         "stages": {stage: _stage_summary(stats, stage) for stage in config.stages},
     }
     table = _table(rows, floor)
@@ -92,26 +64,6 @@ def _machine(device: torch.device) -> str:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     threads = torch.get_num_threads()
     return f"{where}, {threads} CPU thread{'s' if threads > 1 else ''}, torch {torch.__version__}"
-
-
-def _figures(
-    name: str,
-    nfe: int,
-    images: Tensor,
-    asked: Tensor | None,
-    real: Tensor,
-    labels: Tensor | None,
-    classifier: torch.nn.Module | None,
-) -> Figures:
-    conditional = asked is not None and labels is not None and classifier is not None
-    varied = conditional and bool((torch.bincount(labels, minlength=int(asked.max()) + 1)[asked.unique()] >= 2).all())  # type: ignore[union-attr,arg-type]
-    return Figures(
-        samples=name,
-        nfe=nfe,
-        recognised=accuracy(classifier, images, asked) if conditional else None,  # type: ignore[arg-type]
-        variance_ratio=within_class_variance_ratio(images, asked, real, labels) if varied else None,  # type: ignore[arg-type]
-        frechet=pixel_frechet(images, real),
-    )
 
 
 def _stage_summary(stats: list[dict[str, Any]], stage: str) -> dict[str, Any]:
@@ -140,13 +92,13 @@ def _save_curves(run: RunDirectory, stats: list[dict[str, Any]], stage: str) -> 
     save_png(picture, run.path / f"loss-{stage}.png")
 
 
-def _table(rows: list[Figures], floor: float) -> str:
+def _table(rows: list[tuple[str, Figures]], floor: float) -> str:
     """The rows as a Markdown table, in columns that line up as plain text too."""
     cells = [
         ["samples", "NFE", "recognised", "variance ratio", "Frechet distance"],
         *(
-            [row.samples, str(row.nfe), _percent(row.recognised), _number(row.variance_ratio), _number(row.frechet)]
-            for row in rows
+            [name, str(row.nfe), _percent(row.recognised), _number(row.variance_ratio), _number(row.frechet)]
+            for name, row in rows
         ),
         ["real, half against half", "", "", "", _number(floor)],
     ]

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,8 +20,10 @@ from ctm_fast.training.ctm_stage import CTMStage, distance_of
 from ctm_fast.training.execution import Execution
 from ctm_fast.training.features import feature_networks, named
 from ctm_fast.training.gan_stage import GANStage
+from ctm_fast.training.log import check_tensorboard
 from ctm_fast.training.loop import run_stage
-from ctm_fast.training.regions import Regions
+from ctm_fast.training.reference import Reference
+from ctm_fast.training.regions import Regions, Timer
 from ctm_fast.training.report import write_report
 from ctm_fast.training.run_directory import STUDENT, TEACHER, RunDirectory
 from ctm_fast.training.stage import Stage
@@ -52,6 +55,7 @@ def train(
     student: Path | None = None,
     features: Sequence[FeatureNetwork] | None = None,
     keep: int | None = None,
+    tensorboard: bool = False,
 ) -> Path:
     """Run ``config`` in ``outdir`` and return the run's directory; an unfinished run of the same config is continued.
 
@@ -63,10 +67,15 @@ def train(
         teacher: an EDM model of :func:`ctm_fast.models.save_model` to distil, for stages without ``teacher``.
         student: a CTM to start from, for stages without ``teacher``; needed for ``gan`` alone.
         features: the user's own feature networks for the adversarial stage, in the place of ``gan.features``.
-        keep: how many snapshots of each stage are kept; None: all.
+        keep: how many snapshots of each stage are kept, and of each of its averages; None: all.
+        tensorboard: whether the figures and the sample grids also go into TensorBoard's event files.
 
     Raises DataError, ConfigError or CheckpointError on every rank, before anything is written.
     """
+    if keep is not None and keep < 1:
+        raise ConfigError(f"--keep: expected a number from 1 on, got {keep}")
+    if tensorboard:
+        check_tensorboard()
     config, parts = together(lambda: _prepare(config, execution, teacher, student, features))
     dataset = parts.dataset
     agree("configuration", to_dict(config))
@@ -77,10 +86,15 @@ def train(
         _say(execution, f"{path}: already finished; {path / 'report.md'}")
         return path
     _first(execution, lambda: _take_over(path, {TEACHER: teacher, STUDENT: student}))
-    _go_on(config, execution, replace(parts, dataset=_to(dataset, execution)), path, run, keep)
+    reference = None
+    if run is not None and config.evaluate_kimg:
+        reference = Reference.of(config, dataset, execution.device)
+    stage_after_stage = partial(run_stage, keep=keep, tensorboard=tensorboard, reference=reference)
+    _go_on(config, execution, replace(parts, dataset=_to(dataset, execution)), path, run, stage_after_stage)
     if run is not None:
         print("writing the report", flush=True)
-        print(write_report(run, parts.dataset, execution.device))
+        reference = reference or Reference.of(config, dataset, execution.device)
+        print(write_report(run, dataset, reference, execution.device))
         print(path / "report.md")
     wait_for_all()
     return path
@@ -128,7 +142,12 @@ def _check_execution(config: RunConfig, stage: str, execution: Execution) -> Non
 
 
 def _go_on(
-    config: RunConfig, execution: Execution, parts: Parts, path: Path, run: RunDirectory | None, keep: int | None
+    config: RunConfig,
+    execution: Execution,
+    parts: Parts,
+    path: Path,
+    run: RunDirectory | None,
+    run_stage: Callable[[Stage, RunDirectory | None, Timer, int], None],
 ) -> None:
     """Every stage, from where the last saved state leaves off."""
     last = last_state(path, run, execution)
@@ -150,7 +169,7 @@ def _go_on(
         if last and current == name:
             load_state(state, stage)
         _compile(stage, regions, run, done[name])
-        run_stage(stage, run, regions.timer, done[name], keep=keep)
+        run_stage(stage, run, regions.timer, done[name])
         wait_for_all()  # the next stage reads what the first rank has just written
 
 

@@ -1,7 +1,8 @@
 """A run's directory: found again by its configuration, locked while it is written, every file whole or absent.
 
 runs/00000-digits/
-    config.json  stats.jsonl  samples/*.png  snapshot-*.safetensors  ema-*.safetensors  state-*.pt (or a directory)
+    config.json  stats.jsonl  samples/*.png  snapshot-*.safetensors  ema-*.safetensors  state-*.pt  tensorboard/*
+    (with --parallel fsdp, state-* are directories)
     report.md  report.json  *.png
 """
 
@@ -12,7 +13,7 @@ import shutil
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import torch
 
@@ -58,6 +59,10 @@ class RunDirectory:
             raise DataError(f"--outdir: expected a directory that can be written, got {outdir}: {error}") from error
         return run
 
+    def __del__(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
     @property
     def finished(self) -> bool:
         """Whether its report is written."""
@@ -90,10 +95,15 @@ class RunDirectory:
         """Where the further average ``name`` of ``stage`` after ``step`` steps is kept."""
         return self.path / f"ema-{name.replace(':', '_')}-{stage}-{step:06d}.safetensors"
 
+    def grid(self, stage: str, step: int, steps: int) -> Path:
+        """Where the sample grid of ``stage`` after ``step`` steps is kept, of samples made in ``steps``."""
+        several = f"-{steps}-steps" if stage != "teacher" and steps > 1 else ""
+        return self.path / "samples" / f"{stage}-{step:06d}{several}.png"
+
     def save_state(self, state: dict[str, Any]) -> None:
         """Add a training state; the one before it stays, in case this one is damaged later."""
         name = f"state-{state['stage']}-{state['step']:06d}.pt"
-        atomic_write(self.path / name, lambda file: torch.save(state, file))
+        atomic_write(self.path / name, lambda file: _write_state(state, file))
         self.drop_old_states()
 
     def shards(self, stage: str, step: int) -> Path:
@@ -168,9 +178,13 @@ class RunDirectory:
         return state
 
     def prune(self, stage: str, keep: int) -> None:
-        """Remove the snapshots of ``stage`` but for the last ``keep``."""
-        for path in sorted(self.path.glob(f"snapshot-{stage}-*.safetensors"))[:-keep]:
-            path.unlink()
+        """Remove the snapshots of ``stage`` and its further averages but for the last ``keep``, a positive number."""
+        pattern = re.compile(rf"(?:snapshot|ema-.+)-{stage}-(\d+)\.safetensors")
+        steps = {path: int(match[1]) for path in self.path.iterdir() if (match := pattern.fullmatch(path.name))}
+        kept = sorted(set(steps.values()))[-keep:]
+        for path, step in steps.items():
+            if step not in kept:
+                path.unlink()
 
     def append_stats(self, line: dict[str, Any]) -> None:
         """Add a line to stats.jsonl; it has "stage" and "step"."""
@@ -209,6 +223,15 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _write_state(state: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # a full disk is hidden behind a message about positions in a zip
+            raise error.__context__ from error
+        raise
 
 
 def _runs(outdir: Path) -> list[tuple[int, Path]]:

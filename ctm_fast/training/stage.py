@@ -58,6 +58,8 @@ class Stage(ABC):
             self.placement.place(each.net)
         self.pieces = execution.pieces(settings.batch)
         self.share = self.pieces[-1].stop - self.pieces[0].start
+        self.passes = 0
+        """Forward passes of the network that this rank has made, times images; a backward one counts as two."""
         self.guard = FiniteGuard(config.max_skipped, execution.device)
         self.loss_scale = LossScale(execution.device) if config.precision == "fp16" else None
 

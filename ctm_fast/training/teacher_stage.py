@@ -13,6 +13,7 @@ from ctm_fast.training.config import RunConfig, TeacherConfig
 from ctm_fast.training.execution import Execution
 from ctm_fast.training.regions import Regions
 from ctm_fast.training.stage import Stage
+from ctm_fast.training.work import FORWARD_AND_BACKWARD
 
 
 class TeacherStage(Stage):
@@ -29,6 +30,7 @@ class TeacherStage(Stage):
         super().__init__(config, settings, EDMDenoiser(net, config.sigma_data), execution)
         self.optimizer = torch.optim.Adam(self.placement.groups(self.model), lr=settings.lr, fused=True)
         self.batches = Batches.of(config, self.name, settings.batch, dataset, execution.device)
+        self.timer = regions.timer
         self.denoise = regions.compile("denoiser, forward and backward", self.model.denoise)
 
     def train_step(self, step: int) -> dict[str, Tensor]:
@@ -37,7 +39,8 @@ class TeacherStage(Stage):
         losses = []
         for positions in self.pieces:
             self.seed_dropout(step, positions)
-            x0, labels = batches.at(step, positions)
+            with self.timer("data"):
+                x0, labels = batches.at(step, positions)
             sigma = batches.tensor(
                 draw_edm_sigmas(positions, seed=batches.seed, step=step, p_mean=settings.p_mean, p_std=settings.p_std)
             )
@@ -45,4 +48,5 @@ class TeacherStage(Stage):
             loss = dsm_loss(self.denoise(x_t, sigma, labels), x0, sigma, sigma_data=self.config.sigma_data)
             self.scale(loss.sum() / self.share).backward()
             losses.append(loss.detach())
+        self.passes += FORWARD_AND_BACKWARD * self.share
         return self.update(step, {"loss": torch.cat(losses).mean()})

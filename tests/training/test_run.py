@@ -43,7 +43,16 @@ TINY = (
     "log_every=3",
 )
 CPU = Execution(torch.device("cpu"))
-TIMES = ("seconds", "images_per_second", "teacher_seconds")
+COSTS = (
+    "seconds",
+    "images_per_second",
+    "seconds_per_kimg",
+    "teacher_seconds",
+    "teacher_share",
+    "data_seconds",
+    "peak_memory_mib",
+    "tflops",
+)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +115,7 @@ def uninterrupted(server: Server, tmp_path_factory: pytest.TempPathFactory) -> t
 
 
 def result(run: Path) -> dict[str, Any]:
-    """Everything that a run leaves but for its wall-clock times, to be compared with ``same``."""
+    """Everything that a run leaves but for what it cost, to be compared with ``same``."""
     contents: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
@@ -118,7 +127,7 @@ def result(run: Path) -> dict[str, Any]:
             contents[name] = torch.load(path, weights_only=True)
         elif name == "stats.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            contents[name] = [{key: line[key] for key in line if key not in TIMES} for line in lines]
+            contents[name] = [{key: line[key] for key in line if key not in COSTS} for line in lines]
         elif name == "report.json":
             contents[name] = json.loads(path.read_text())["rows"]
         elif name == "report.md":
