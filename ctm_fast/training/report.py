@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ctm_fast import __version__
+from ctm_fast import __version__, markdown
 from ctm_fast.data import ImageDataset
 from ctm_fast.models import CTM, EDMDenoiser, load_model
 from ctm_fast.pictures import line_plot, save_png
@@ -93,20 +93,16 @@ def _save_curves(run: RunDirectory, stats: list[dict[str, Any]], stage: str) -> 
 
 
 def _table(rows: list[tuple[str, Figures]], floor: float) -> str:
-    """The rows as a Markdown table, in columns that line up as plain text too."""
-    cells = [
-        ["samples", "NFE", "recognised", "variance ratio", "Frechet distance"],
-        *(
-            [name, str(row.nfe), _percent(row.recognised), _number(row.variance_ratio), _number(row.frechet)]
-            for name, row in rows
-        ),
-        ["real, half against half", "", "", "", _number(floor)],
-    ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [cells[0], ruler, *cells[1:]]
-    return "\n".join(
-        "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |" for line in lines
+    """The rows as a Markdown table."""
+    return markdown.table(
+        [
+            ["samples", "NFE", "recognised", "variance ratio", "Frechet distance"],
+            *(
+                [name, str(row.nfe), _percent(row.recognised), _number(row.variance_ratio), _number(row.frechet)]
+                for name, row in rows
+            ),
+            ["real, half against half", "", "", "", _number(floor)],
+        ]
     )
 
 

@@ -56,6 +56,7 @@ def train(
     features: Sequence[FeatureNetwork] | None = None,
     keep: int | None = None,
     tensorboard: bool = False,
+    report: bool = True,
 ) -> Path:
     """Run ``config`` in ``outdir`` and return the run's directory; an unfinished run of the same config is continued.
 
@@ -69,6 +70,7 @@ def train(
         features: the user's own feature networks for the adversarial stage, in the place of ``gan.features``.
         keep: how many snapshots of each stage are kept, and of each of its averages; None: all.
         tensorboard: whether the figures and the sample grids also go into TensorBoard's event files.
+        report: whether figures and pictures are made at the end.
 
     Raises DataError, ConfigError or CheckpointError on every rank, before anything is written.
     """
@@ -91,7 +93,7 @@ def train(
         reference = Reference.of(config, dataset, execution.device)
     stage_after_stage = partial(run_stage, keep=keep, tensorboard=tensorboard, reference=reference)
     _go_on(config, execution, replace(parts, dataset=_to(dataset, execution)), path, run, stage_after_stage)
-    if run is not None:
+    if run is not None and report:
         print("writing the report", flush=True)
         reference = reference or Reference.of(config, dataset, execution.device)
         print(write_report(run, dataset, reference, execution.device))
