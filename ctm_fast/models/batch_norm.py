@@ -48,8 +48,12 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         variance = square - mean.square()
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean + self.running_mean, self.momentum)
-            self.running_var.lerp_(variance * (total / (total - 1)), self.momentum)
+            finite = sums.isfinite().all()  # else the step will be void, and the next ones need a centre
+            for running, now in (
+                (self.running_mean, mean + self.running_mean),
+                (self.running_var, variance * (total / (total - 1))),
+            ):
+                running.copy_(torch.where(finite, running.lerp(now, self.momentum), running))
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight

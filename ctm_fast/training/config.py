@@ -213,6 +213,8 @@ class RunConfig:
         for name in STAGES[1:]:
             _check_ctm(name, getattr(self, name))
         _check_gan(self.gan)
+        labelled = self.data.conditional or not self.gan.conditional
+        _expect(labelled, "gan.conditional", "false where data.conditional is", self.gan.conditional)
         _expect(
             self.data.conditional == (self.network.label_dim > 0),
             "network.label_dim",
@@ -284,6 +286,8 @@ def _check_ctm(name: str, ctm: CTMConfig) -> None:
     )
     learns = ctm.estimate_inner == "student" or ctm.estimate_outer == "student"
     _expect(learns, f"{name}.estimate_outer", "student where estimate_inner is not, so that it learns", "target")
+    _expect(abs(ctm.k_power) <= 64, f"{name}.k_power", "-64 to 64", ctm.k_power)
+    _expect(abs(ctm.weighting_power) <= 8, f"{name}.weighting_power", "-8 to 8", ctm.weighting_power)
     _expect(0 <= ctm.distance_size <= 1024, f"{name}.distance_size", "0 to 1024", ctm.distance_size)
     _expect(ctm.huber_c > 0, f"{name}.huber_c", "a positive number", ctm.huber_c)
     _expect(ctm.dsm_weight >= 0, f"{name}.dsm_weight", "a number not below 0", ctm.dsm_weight)

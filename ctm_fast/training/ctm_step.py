@@ -123,7 +123,7 @@ class CTMStep:
         """x_u: from way[0] = t to way[-1] = u by the teacher's Heun steps, or by jumps of the target network."""
         if self.settings.solver == "teacher":
             return solve_heun(lambda x, sigma: self.teacher_denoise(x, sigma, labels), x_t, list(way))
-        levels = way if self.settings.solver == "self-iterated" else way[[0, -1]]
+        levels = list(way) if self.settings.solver == "self-iterated" else [way[0], way[-1]]
         for t, t_next in itertools.pairwise(levels):
             x_t = self.target_jump(x_t, t, t_next, labels)
         return x_t
@@ -163,12 +163,14 @@ class CTMStep:
                     walk_back([self._pull_dsm(piece, count, terms)], [1.0], self.tail_parameters)
             pulled = self._pull_ctm(piece, target, count, adversarial, terms)
             if at_once:
+                share = len(piece.x0) / count
                 at_layer = {name: one.at(self.tail_parameters, self.layer) for name, one in pulled.items()}
-                own = self._lambdas(at_layer | self._at_layer(stores))
+                at_layer |= self._at_layer(stores)
+                # Of the piece's own means: the published weight adds 1e-4 to the norm of one.
+                own = self._lambdas({name: gradient / share for name, gradient in at_layer.items()})
                 weights = [self._weight(name, own) for name in pulled]
                 walk_back(list(pulled.values()), weights, self.tail_parameters)
                 stores["dsm"].release(self._weight("dsm", own))
-                share = len(piece.x0) / count
                 lambdas = {name: lambdas.get(name, 0) + share * value for name, value in own.items()}
             else:
                 for name, one in pulled.items():

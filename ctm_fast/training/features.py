@@ -10,11 +10,13 @@ from ctm_fast.data import ImageDataset
 from ctm_fast.diffusion.images import to_float
 from ctm_fast.errors import ConfigError
 from ctm_fast.evaluation.classifier import train_classifier
-from ctm_fast.models.features import DeiT, EfficientNetLite0, FeatureNetwork, freeze
+from ctm_fast.models.discriminator import ProjectedDiscriminator
+from ctm_fast.models.features import DeiT, EfficientNetLite0, FeatureNetwork, feature_shapes, freeze
 from ctm_fast.models.features.network import resize
 from ctm_fast.training.config import RunConfig
 
 _MOST = 50_000  # images that the classifier of ``indomain`` is trained on
+_NUMBERS = 2**28  # and their numbers, a GiB of them
 
 
 class ClassifierMaps(nn.Module):
@@ -58,6 +60,15 @@ def feature_networks(config: RunConfig, dataset: ImageDataset, device: torch.dev
     return networks
 
 
+def check_features(config: RunConfig, networks: Sequence[FeatureNetwork], device: torch.device) -> None:
+    """Raise ConfigError unless a discriminator can be made for the maps that ``networks`` give of the run's images."""
+    try:
+        shapes = [feature_shapes(network, config.network.img_resolution, device) for network in networks]
+        ProjectedDiscriminator(shapes, seed=0, width=config.gan.discriminator_width)
+    except ValueError as error:
+        raise ConfigError(f"gan.features, at gan.features_size = {config.gan.features_size}: {error}") from error
+
+
 def named(networks: Sequence[FeatureNetwork]) -> tuple[str, ...]:
     """What a user's own networks are called in a configuration: class and digest of the weights."""
     names = []
@@ -73,8 +84,9 @@ def named(networks: Sequence[FeatureNetwork]) -> tuple[str, ...]:
 def _indomain(config: RunConfig, dataset: ImageDataset, device: torch.device) -> FeatureNetwork:
     if dataset.labels is None:
         raise ConfigError("gan.features: expected labelled data for indomain, got none")
-    chosen = torch.randperm(len(dataset.images), generator=torch.Generator().manual_seed(config.seed))[:_MOST]
-    chosen = chosen.to(dataset.images.device)
+    chosen = torch.randperm(len(dataset.images), generator=torch.Generator().manual_seed(config.seed))
+    most = min(_MOST, _NUMBERS // (dataset.images.shape[1] * config.gan.features_size**2))
+    chosen = chosen[:most].to(dataset.images.device)
     images = resize(to_float(dataset.images[chosen]), config.gan.features_size).to(device)
     classifier, _ = train_classifier(
         images, dataset.labels[chosen].to(device), num_classes=dataset.num_classes, seed=config.seed

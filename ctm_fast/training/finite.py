@@ -82,6 +82,7 @@ class FiniteGuard:
         self._skipped.copy_(state["skipped"])
         self._row.copy_(state["row"])
         self._first.copy_(state["first"])
+        self._over.zero_()  # a run that is over saves nothing
         self._names = tuple(state["blamed"])
         self._blamed = torch.tensor(list(state["blamed"].values()), dtype=torch.bool, device=self._row.device)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ctm_fast.data import ImageDataset
+from ctm_fast.distributed import take_first_
 from ctm_fast.losses import AdversarialLoss
 from ctm_fast.losses.distance import Distance
 from ctm_fast.models import CTM, EDMDenoiser
@@ -16,6 +17,7 @@ from ctm_fast.training.config import GANConfig, RunConfig
 from ctm_fast.training.ctm_stage import CTMStage
 from ctm_fast.training.ctm_step import Adversary
 from ctm_fast.training.execution import Execution
+from ctm_fast.training.features import ClassifierMaps
 from ctm_fast.training.finite import FiniteGuard
 from ctm_fast.training.radam import RAdam
 from ctm_fast.training.regions import Regions
@@ -29,7 +31,8 @@ BETAS = (0.5, 0.9)
 class GANStage(CTMStage):
     """Even steps move the student by all three losses, odd ones the discriminator; both count.
 
-    The discriminator starts afresh, from the stage's seed; its random projector is part of the state.
+    The discriminator starts afresh, from the stage's seed; its random projector is part of the state, and so are
+    feature networks that were trained for the run, as another process may get others.
 
     Args:
         features: the frozen networks that ``settings.features`` names.
@@ -50,6 +53,8 @@ class GANStage(CTMStage):
         features: Sequence[FeatureNetwork],
     ) -> None:
         settings = config.gan
+        self.trained = nn.ModuleList(network for network in features if isinstance(network, ClassifierMaps))
+        take_first_(self.trained.state_dict().values())  # two GPUs do not train the same one
         self.discriminator = ProjectedDiscriminator(
             [feature_shapes(network, config.network.img_resolution, execution.device) for network in features],
             seed=config.stage_seed(self.name),
@@ -111,6 +116,7 @@ class GANStage(CTMStage):
             "discriminator": self.discriminator.state_dict(),
             "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
             "discriminator_guard": self.discriminator_guard.state_dict(),
+            "features": self.trained.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -119,3 +125,4 @@ class GANStage(CTMStage):
         self.discriminator.load_state_dict(state["discriminator"])
         self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.discriminator_guard.load_state_dict(state["discriminator_guard"])
+        self.trained.load_state_dict(state["features"])

@@ -7,23 +7,29 @@ calls 2k times and never differentiates.
 
 import contextlib
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 import torch
+
+_GRAPHS = 64
+"""Of one function, more than a stage can ask for: regions times sizes of a batch's parts, with and without gradients.
+
+At PyTorch's own limit of 8 a region ends the run.
+"""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Timer:
-    """Wall-clock seconds spent in named parts. CUDA is not waited for: there, events are read when asked for."""
+    """Wall-clock seconds spent in named parts. CUDA is not waited for: there, events are read when they are over."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._seconds: dict[str, float] = defaultdict(float)
-        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._events: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -33,6 +39,9 @@ class Timer:
             yield
             end.record(torch.cuda.current_stream(self.device))
             self._events.append((part, start, end))
+            # On ranks that write nothing nobody takes: there they would pile up.
+            while self._events and self._events[0][2].query():
+                self._add(*self._events.popleft())
         else:
             begin = time.perf_counter()
             yield
@@ -40,13 +49,15 @@ class Timer:
 
     def take(self) -> dict[str, float]:
         """Seconds per part since the last call. Waits for the device."""
-        for part, start, end in self._events:
-            end.synchronize()
-            self._seconds[part] += start.elapsed_time(end) / 1000
+        while self._events:
+            self._events[0][2].synchronize()
+            self._add(*self._events.popleft())
         seconds = dict(self._seconds)
         self._seconds.clear()
-        self._events.clear()
         return seconds
+
+    def _add(self, part: str, start: torch.cuda.Event, end: torch.cuda.Event) -> None:
+        self._seconds[part] += start.elapsed_time(end) / 1000
 
 
 class Regions:
@@ -59,6 +70,8 @@ class Regions:
 
     def __init__(self, *, compile: bool, device: torch.device) -> None:
         self.enabled = compile
+        if compile:  # Dynamo counts by code, and methods of student and target, of several sizes each, share one
+            torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
         self.device = device
         self.timer = Timer(device)
         self.compiled: list[str] = []

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from torch import nn
+
 from ctm_fast.data import ImageDataset, load_dataset
 from ctm_fast.distributed import agree, of_first, together, wait_for_all
 from ctm_fast.errors import CheckpointError, ConfigError, DataError
@@ -18,7 +20,7 @@ from ctm_fast.training.compile_report import measure
 from ctm_fast.training.config import RunConfig, check_sizes, to_dict
 from ctm_fast.training.ctm_stage import CTMStage, distance_of
 from ctm_fast.training.execution import Execution
-from ctm_fast.training.features import feature_networks, named
+from ctm_fast.training.features import check_features, feature_networks, named
 from ctm_fast.training.gan_stage import GANStage
 from ctm_fast.training.log import check_tensorboard
 from ctm_fast.training.loop import run_stage
@@ -67,7 +69,8 @@ def train(
         execution: where and how.
         teacher: an EDM model of :func:`ctm_fast.models.save_model` to distil, for stages without ``teacher``.
         student: a CTM to start from, for stages without ``teacher``; needed for ``gan`` alone.
-        features: the user's own feature networks for the adversarial stage, in the place of ``gan.features``.
+        features: the user's own feature networks for the adversarial stage, in the place of ``gan.features``; modules
+            among them are moved to the device and frozen.
         keep: how many snapshots of each stage are kept, and of each of its averages; None: all.
         tensorboard: whether the figures and the sample grids also go into TensorBoard's event files.
         report: whether figures and pictures are made at the end.
@@ -123,11 +126,15 @@ def _prepare(
         teacher_sha256=_checked("--teacher", teacher, config, load_teacher),
         student_sha256=_checked("--student", student, config, load_student),
     )
+    networks: Sequence[FeatureNetwork] = ()
+    if "gan" in config.stages:
+        networks = _moved(features, execution) if features else feature_networks(config, dataset, execution.device)
+        check_features(config, networks, execution.device)
     students = [stage for stage in config.stages if stage != "teacher"]
     return config, Parts(
         dataset,
         {stage: distance_of(config.of_student(stage), execution.device) for stage in students},
-        features or (feature_networks(config, dataset, execution.device) if "gan" in config.stages else ()),
+        networks,
     )
 
 
@@ -208,7 +215,7 @@ def _check_given(config: RunConfig, teacher: Path | None, student: Path | None) 
     elif teacher is None and config.needs_teacher:
         raise ConfigError(f"--teacher: expected the teacher's .safetensors for {stages}, got none")
     elif teacher is not None and not config.needs_teacher:
-        raise ConfigError(f"--teacher: expected none for {config.ctm.solver}-teaching, got {teacher}")
+        raise ConfigError(f"--teacher: expected none, as no stage of {stages} follows a teacher, got {teacher}")
     elif student is None and config.stages == ("gan",):
         raise ConfigError("--student: expected the .safetensors of a CTM for gan, got none")
 
@@ -266,6 +273,10 @@ def _dataset(config: RunConfig) -> ImageDataset:
 def _to(dataset: ImageDataset, execution: Execution) -> ImageDataset:
     labels = None if dataset.labels is None else dataset.labels.to(execution.device)
     return replace(dataset, images=dataset.images.to(execution.device), labels=labels)
+
+
+def _moved(networks: Sequence[FeatureNetwork], execution: Execution) -> list[FeatureNetwork]:
+    return [network.to(execution.device) if isinstance(network, nn.Module) else network for network in networks]
 
 
 def _digest(dataset: ImageDataset) -> str:

@@ -74,3 +74,28 @@ def test_two_ranks_are_one(expected: dict[str, Tensor], tmp_path: Path) -> None:
 def test_alone_it_is_batch_norm(expected: dict[str, Tensor]) -> None:
     for name, tensor in steps(layer(SyncBatchNorm2d), batch()).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def void_rank(index: int, directory: str) -> None:
+    """A process: a batch that is not finite on one rank, then a good one."""
+    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=index, world_size=RANKS)
+    try:
+        norm, share = layer(SyncBatchNorm2d), batch().split(SIZES)[index]
+        bad = share.clone()
+        bad[0, 0, 0, 0] = float("nan") if index else 1.0
+        norm(bad)
+        assert norm.running_mean is not None and norm.running_var is not None
+        torch.save({"mean": norm.running_mean, "var": norm.running_var, "y": norm(share)}, f"{directory}/{index}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_void_step_leaves_the_next_one_alone(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(void_rank, (str(tmp_path),), nprocs=RANKS)
+    expected = layer(torch.nn.BatchNorm2d)
+    y = expected(batch())
+    shares = [torch.load(tmp_path / f"{index}.pt") for index in range(RANKS)]
+    torch.testing.assert_close(torch.cat([share["y"] for share in shares]), y, rtol=1e-9, atol=1e-9)
+    for share in shares:
+        torch.testing.assert_close(share["mean"], expected.running_mean, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(share["var"], expected.running_var, rtol=1e-9, atol=1e-9)

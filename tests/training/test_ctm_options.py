@@ -143,6 +143,27 @@ def test_as_the_published_way(choice: str, pieces: int) -> None:
     assert_same_step(replace(BASE, **CHOICES[choice]), pieces=pieces)
 
 
+def test_weights_of_each_piece_as_of_a_batch_of_its_own() -> None:
+    """Pieces of 1 and 5: the published weight has 1e-4 beside the norm, so norms must be those of a piece's means."""
+    settings = replace(BASE, adaptive_scope="microbatch")
+    naive, fast = steps(settings)
+    parts = [draw(settings, 11, part) for part in (slice(0, 1), slice(1, BATCH))]
+    targets = [fast.consistency_target(fast.solve(part.x_t, part.way, part.labels), part) for part in parts]
+    expected: dict[str, Tensor] = {}
+    weight = 0.0
+    for part, target in zip(parts, targets, strict=True):
+        share = len(part.x0) / BATCH
+        terms = naive.backward(part, target)
+        weight += share * float(terms["lambda_dsm"])
+        for name, gradient in gradients(naive.student).items():
+            expected[name] = expected.get(name, torch.zeros(())) + share * gradient
+    found = fast.backward(list(zip(parts, targets, strict=True)))
+    assert float(found["lambda_dsm"]) == pytest.approx(weight, rel=1e-6)
+    got = gradients(fast.student)
+    for name, gradient in expected.items():
+        assert (got[name] - gradient).abs().max() <= 3e-5 * gradient.abs().max() + 1e-7, name
+
+
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != "ddpmpp"])
 def test_architectures(arch: str) -> None:
     assert_same_step(replace(BASE, adaptive_layer="block" if arch == "adm" else "output"), arch=arch, pieces=2)

@@ -108,6 +108,16 @@ def test_the_row_goes_on_after_a_resume() -> None:
         resumed.guard.gather("ctm")
 
 
+def test_a_row_that_was_put_back_ends_nothing() -> None:
+    training = Training(limit=2)
+    training.step(1)
+    before = copy.deepcopy(training.guard.state_dict())
+    for step in (2, 3):
+        training.step(step, math.nan)
+    training.guard.load_state_dict(before)
+    assert training.guard.gather("ctm") == 0
+
+
 class _NoWaiting(TorchDispatchMode):
     """Refuses what would have the host wait for a GPU."""
 

@@ -1,6 +1,7 @@
 """Teacher, CTM, CTM + GAN in one run: with a user's feature network, and with EfficientNet-Lite0 on colour images."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ctm_fast.errors import ConfigError
 from ctm_fast.models import CTM, load_model
-from ctm_fast.training import RunConfig, override, preset, train
+from ctm_fast.training import RunConfig, features, override, preset, train
 from ctm_fast.training.execution import Execution
 from ctm_fast.training.features import named
 from ctm_fast.training.gan_stage import GANStage
@@ -154,4 +155,40 @@ def test_refused_before_anything_is_written(config: RunConfig, tmp_path: Path) -
         train(override(config, ["gan.features=indomain"]), outdir, CPU)
     with pytest.raises(ConfigError, match=r"gan\.features"):
         override(config, ["gan.features=inception"])
+    with pytest.raises(ConfigError, match=r"gan\.conditional: expected false where data\.conditional is"):
+        override(config, ["gan.conditional=true"])
+    small = nn.AvgPool2d(2)
+    with pytest.raises(ConfigError, match=r"gan\.features, at .*: expected a list of feature maps, got Tensor"):
+        train(config, outdir, CPU, features=[small])
+    with pytest.raises(ConfigError, match=r"gan\.features, at .*: expected the coarsest map to have 4 pixels"):
+        train(config, outdir, CPU, features=[lambda images: [small(images)]])
     assert not outdir.exists()
+
+
+def test_a_trained_feature_network_is_part_of_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may train another classifier (a GPU does): the run goes on with the first."""
+    sizes = ["data.conditional=true", "network.label_dim=10", "gan.features=indomain", "gan.features_size=16"]
+    config = override(preset("digits"), [*TINY, *sizes, "gan.steps=2", "snapshot_every=1"])
+    training = features.train_classifier
+
+    def training_of(seed: int, steps: int) -> Callable[..., tuple[nn.Module, float]]:
+        return lambda *args, **kwargs: training(*args, **{**kwargs, "seed": seed}, steps=steps)
+
+    monkeypatch.setattr(features, "train_classifier", training_of(1, 2))
+    step = GANStage.train_step
+
+    def stopping(stage: GANStage, number: int) -> dict[str, Tensor]:
+        if number == 1:
+            raise KeyboardInterrupt
+        return step(stage, number)
+
+    monkeypatch.setattr(GANStage, "train_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, CPU)
+    monkeypatch.setattr(GANStage, "train_step", step)
+    monkeypatch.setattr(features, "train_classifier", training_of(2, 2))
+    run = train(config, tmp_path, CPU)
+    first, second = (
+        torch.load(run / f"state-gan-00000{number}.pt", weights_only=True)["weights"]["features"] for number in (1, 2)
+    )
+    assert first and all(torch.equal(first[name], second[name]) for name in first)
