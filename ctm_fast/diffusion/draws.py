@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     FLIPS = 3
     DROPOUT = 4
     SOLVER_STEPS = 5
+    LABELS = 6
 
 
 def words(seed: int, step: int, purpose: Purpose, positions: slice) -> Words:
@@ -166,6 +167,11 @@ def draw_edm_sigmas(positions: slice, *, seed: int, step: int, p_mean: float = -
 def draw_flips(positions: slice, *, seed: int, step: int) -> NDArray[np.bool_]:
     """Which images of a batch are mirrored: each with probability 1/2."""
     return uniforms(seed, step, Purpose.FLIPS, positions)[:, 0] < 0.5
+
+
+def draw_labelled(positions: slice, *, seed: int, step: int, dropout: float) -> NDArray[np.bool_]:
+    """Which images of a batch keep their label: each with probability 1 - ``dropout``."""
+    return uniforms(seed, step, Purpose.LABELS, positions)[:, 0] >= dropout
 
 
 def _log_normal(u: Levels64, mean: float, std: float) -> Levels64:

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from ctm_fast.data import ImageDataset, batch_indices
-from ctm_fast.diffusion.draws import draw_flips
+from ctm_fast.diffusion.draws import draw_flips, draw_labelled
 from ctm_fast.diffusion.images import to_float
 from ctm_fast.ops import Stream, philox_normal
 from ctm_fast.training.config import RunConfig
@@ -20,7 +21,8 @@ class Batches:
 
     ``batch`` is that of all ranks and micro-batches together, and a rank or micro-batch takes ``positions``, a
     slice(start, stop) of it. ``seed`` is that of a stage, so that no two stages see the same noise; all of a sample
-    depends on (seed, step, position in the global batch) alone.
+    depends on (seed, step, position in the global batch) alone. With ``label_dropout`` that is also whether its label
+    is dropped, for every network that is asked about it: a student's answer without one is its teacher's without one.
     """
 
     dataset: ImageDataset
@@ -29,14 +31,21 @@ class Batches:
     device: torch.device
     conditional: bool
     flip: bool
+    label_dim: int = 0
+    label_dropout: float = 0.0
 
     @classmethod
     def of(cls, config: RunConfig, stage: str, batch: int, dataset: ImageDataset, device: torch.device) -> "Batches":
         """Those of ``stage`` of a run, on its own seed."""
-        return cls(dataset, batch, config.stage_seed(stage), device, config.data.conditional, config.data.flip)
+        network, data = config.network, config.data
+        seed = config.stage_seed(stage)
+        return cls(dataset, batch, seed, device, data.conditional, data.flip, network.label_dim, network.label_dropout)
 
     def at(self, step: int, positions: slice) -> tuple[Tensor, Tensor | None]:
-        """x0 [B, C, H, W] float32 in [-1, 1], labels [B] int64 or None, of B = stop - start positions."""
+        """x0 [B, C, H, W] float32 in [-1, 1], and labels or None, of B = stop - start positions.
+
+        Labels are [B] int64; with ``label_dropout`` one-hot [B, label_dim] float32, zeros where dropped.
+        """
         self._check(positions)
         indices = batch_indices(len(self.dataset.images), self.batch, self.seed, step)
         index = self.tensor(indices[positions].numpy())
@@ -45,6 +54,9 @@ class Batches:
             flips = self.tensor(draw_flips(positions, seed=self.seed, step=step))
             x0 = torch.where(flips.view(-1, 1, 1, 1), x0.flip(3), x0)
         labels = self.dataset.labels[index] if self.conditional and self.dataset.labels is not None else None
+        if labels is not None and self.label_dropout:
+            kept = self.tensor(draw_labelled(positions, seed=self.seed, step=step, dropout=self.label_dropout))
+            labels = functional.one_hot(labels, self.label_dim).float() * kept.unsqueeze(1)
         return x0, labels
 
     def noise(self, step: int, like: Tensor, stream: Stream, positions: slice) -> Tensor:

@@ -216,6 +216,12 @@ class RunConfig:
         labelled = self.data.conditional or not self.gan.conditional
         _expect(labelled, "gan.conditional", "false where data.conditional is", self.gan.conditional)
         _expect(
+            not (self.gan.conditional and self.network.label_dropout),
+            "gan.conditional",
+            "false where network.label_dropout drops labels",
+            self.gan.conditional,
+        )
+        _expect(
             self.data.conditional == (self.network.label_dim > 0),
             "network.label_dim",
             "the number of classes if data.conditional, else 0",

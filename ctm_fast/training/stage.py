@@ -49,6 +49,7 @@ class Stage(ABC):
         self.execution = execution
         model.dtype = compute_dtype(config.precision)
         self.model = model.to(execution.device).requires_grad_(True).train()
+        self.model.net.embedding.label_dropout = 0.0  # labels come from Batches, the same to all networks of a step
         if execution.checkpoint_blocks:
             self.model.net.checkpoint_blocks()
         self.ema = copy.deepcopy(self.model).requires_grad_(False)

@@ -1,6 +1,7 @@
 """Batches: a rank or a micro-batch has what the whole batch has at its positions."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,3 +61,19 @@ def test_positions_outside_of_the_batch(positions: slice) -> None:
         source.at(0, positions)
     with pytest.raises(ValueError, match="positions: expected slice"):
         source.noise(0, torch.zeros(5, 3, 4, 4), Stream.TRAIN, positions)
+
+
+def test_labels_are_dropped_by_position() -> None:
+    source = replace(batches(24), label_dim=11, label_dropout=0.25)
+    kept = 0.0
+    for step in range(100):
+        indices = batches(24).at(step, slice(0, 24))[1]
+        x0, labels = source.at(step, slice(0, 24))
+        assert indices is not None and labels is not None
+        assert torch.equal(x0, batches(24).at(step, slice(0, 24))[0])
+        assert torch.equal(torch.cat([source.at(step, part)[1] for part in (slice(0, 5), slice(5, 24))]), labels)
+        rows = labels.sum(1)
+        assert torch.equal(labels, torch.nn.functional.one_hot(indices, 11) * rows.unsqueeze(1))
+        assert set(rows.tolist()) <= {0.0, 1.0}
+        kept += float(rows.sum())
+    assert abs(kept / 2400 - 0.75) < 4 * (0.75 * 0.25 / 2400) ** 0.5

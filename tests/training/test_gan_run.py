@@ -157,6 +157,8 @@ def test_refused_before_anything_is_written(config: RunConfig, tmp_path: Path) -
         override(config, ["gan.features=inception"])
     with pytest.raises(ConfigError, match=r"gan\.conditional: expected false where data\.conditional is"):
         override(config, ["gan.conditional=true"])
+    with pytest.raises(ConfigError, match=r"gan\.conditional: expected false where network\.label_dropout drops"):
+        override(preset("digits"), ["gan.conditional=true", "network.label_dropout=0.1"])
     small = nn.AvgPool2d(2)
     with pytest.raises(ConfigError, match=r"gan\.features, at .*: expected a list of feature maps, got Tensor"):
         train(config, outdir, CPU, features=[small])
