@@ -111,6 +111,7 @@ class CTMStep:
         self.layer = next(i for i, parameter in enumerate(self.tail_parameters) if parameter is layer)
         if teacher is not None:
             self.teacher_denoise = regions.compile("teacher", teacher.denoise, repeated=True)
+            self.captured_solver = regions.captured(self.teacher_denoise)
         self.student_jump = regions.compile("student, forward", student.jump)
         self.target_jump = regions.compile("target, forward", target.jump)
         outer = target if settings.estimate_outer == "target" else student
@@ -122,6 +123,8 @@ class CTMStep:
     def solve(self, x_t: Tensor, way: Tensor, labels: Tensor | None) -> Tensor:
         """x_u: from way[0] = t to way[-1] = u by the teacher's Heun steps, or by jumps of the target network."""
         if self.settings.solver == "teacher":
+            if self.captured_solver is not None:
+                return self.captured_solver(x_t, list(way), labels)
             return solve_heun(lambda x, sigma: self.teacher_denoise(x, sigma, labels), x_t, list(way))
         levels = list(way) if self.settings.solver == "self-iterated" else [way[0], way[-1]]
         for t, t_next in itertools.pairwise(levels):

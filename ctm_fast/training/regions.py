@@ -13,6 +13,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from ctm_fast.training.captured import CapturedHeun, LabelledDenoise
+
 _GRAPHS = 64
 """Of one function, more than a stage can ask for: regions times sizes of a batch's parts, with and without gradients.
 
@@ -66,9 +68,11 @@ class Regions:
     Args:
         compile: whether ``--compile`` was asked for.
         device: on "cpu" only regions that a step calls many times are compiled, elsewhere all.
+        capture: whether the teacher's Heun step is a CUDA graph.
     """
 
-    def __init__(self, *, compile: bool, device: torch.device) -> None:
+    def __init__(self, *, compile: bool, device: torch.device, capture: bool = False) -> None:
+        self.capture = capture
         self.enabled = compile
         if compile:  # Dynamo counts by code, and methods of student and target, of several sizes each, share one
             torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
@@ -87,6 +91,10 @@ class Regions:
             return (compiled if self.enabled else function)(*args, **kwargs)
 
         return region
+
+    def captured(self, denoise: LabelledDenoise) -> CapturedHeun | None:
+        """The teacher's solver as a CUDA graph, another while ``enabled`` than while not; None without ``capture``."""
+        return CapturedHeun(denoise, lambda: self.enabled) if self.capture else None
 
     def bucket(self, batch: int) -> int:
         """What the sizes of parts of a batch are to be multiples of: few sizes where kernels are made for each."""

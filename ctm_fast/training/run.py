@@ -173,7 +173,11 @@ def _go_on(
     for name in config.stages:
         if done[name] >= config.steps(name):
             continue
-        regions = Regions(compile=execution.compile, device=execution.device)
+        regions = Regions(
+            compile=execution.compile,
+            device=execution.device,
+            capture=execution.device.type == "cuda" and not execution.fsdp,  # a gather has no place in a graph
+        )
         stage = _stage(name, config, execution, parts, regions, path)
         if last and current == name:
             load_state(state, stage)
