@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,9 +26,8 @@ from ctm_fast.evaluation import extractors
 from ctm_fast.evaluation.extractors import Extractor
 from ctm_fast.evaluation.measure import METRICS, check_metrics, compare, summarise, warnings
 from ctm_fast.evaluation.moments_file import StoredMoments, has_moments, read_moments, write_moments
-from ctm_fast.files import atomic_write
+from ctm_fast.files import atomic_write, check_output, file_sha256
 from ctm_fast.models.features.inception import is_torchscript
-from ctm_fast.models.features.weights import file_sha256
 from ctm_fast.sample import parse_range
 from ctm_fast.serving import load
 
@@ -115,11 +113,11 @@ def _check_arguments(arguments: Any) -> None:
         raise ConfigError(f"--weights: expected the file of {name}, of which nothing is downloaded, got none")
     if name == "indomain" and arguments.weights is not None:
         raise ConfigError("--weights: expected none for indomain, which is trained on the spot")
-    for option, path in (("--out", arguments.out), ("--save-stats", arguments.save_stats)):
-        if path is not None and (not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK)):
-            raise ConfigError(f"{option}: expected a file in a directory that can be written to, got {path}")
-    if arguments.save_stats is not None and arguments.save_stats.suffix != ".npz":
-        raise ConfigError(f"--save-stats: expected a name that ends in .npz, got {arguments.save_stats}")
+    if arguments.out is not None:
+        check_output("--out", arguments.out, ".json")
+    if arguments.save_stats is not None:
+        read = [Path(source) for source in (arguments.samples, arguments.reference) if source is not None]
+        check_output("--save-stats", arguments.save_stats, ".npz", sources=read, of="--samples and --reference")
 
 
 def _samples(arguments: Any, device: torch.device) -> Images:

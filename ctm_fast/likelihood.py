@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from ctm_fast.evaluation.measure_likelihood import (
 )
 from ctm_fast.evaluation.published_likelihood import Compat
 from ctm_fast.evaluation.traces import Probes
-from ctm_fast.files import atomic_write
+from ctm_fast.files import atomic_write, check_output
 from ctm_fast.models import CTM
 from ctm_fast.serving import Sampler, load
 
@@ -39,7 +38,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     settings = _settings(arguments)
     if arguments.out is not None:
-        _check_out(arguments.out)
+        check_output("--out", arguments.out, ".npz")
     runtime.prepare(arguments.device, arguments.threads)
     models = {"network": _load("--network", arguments.network, arguments.device)}
     if arguments.teacher is not None:
@@ -69,16 +68,6 @@ def _settings(arguments: Any) -> Settings:
         seed=arguments.seed,
         batch=arguments.batch,
     )
-
-
-def _check_out(out: Path) -> None:
-    """Before any work: that there is a place for what is to be written."""
-    if out.suffix != ".npz":
-        raise ConfigError(f"--out: expected a .npz, got {out}")
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"--out: expected a place in a directory that exists and can be written to, got {out}")
-    if out.is_dir():
-        raise ConfigError(f"--out: expected a file, got a folder: {out}")
 
 
 def _load(option: str, path: Path, device: str | None) -> Sampler:

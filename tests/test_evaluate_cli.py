@@ -179,8 +179,9 @@ def test_torchscript_is_said_before_it_is_run(
         (["--samples", "images", "--extractor", "inception", "--weights", "one.npz"], "one.npz", []),
         (["--samples", "images", "--extractor", "indomain", "--weights", "x"], "--weights", ["expected none"]),
         (["--samples", "images", "--metrics", "fid"], "metrics", ["expected some of kid"]),
-        (["--samples", "images", "--out", "none/out.json"], "--out", ["expected a file in a directory"]),
-        (["--samples", "images", "--save-stats", "stats.txt"], "--save-stats", ["ends in .npz"]),
+        (["--samples", "images", "--out", "none/out.json"], "--out", ["expected a place in a directory"]),
+        (["--samples", "images", "--save-stats", "stats.txt"], "--save-stats", ["expected a .npz"]),
+        (["--samples", "images", "--save-stats", "real.npz"], "--save-stats", ["other than --samples and --ref"]),
         (["--samples", "images", "--batch", "0"], "--batch", ["positive"]),
     ],
 )

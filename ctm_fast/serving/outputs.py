@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctm_fast.errors import ConfigError, DataError
-from ctm_fast.files import atomic_write
+from ctm_fast.files import atomic_write, can_write_in
 from ctm_fast.pictures import image_grid, save_png
 from ctm_fast.serving.manifest import Manifest, check_same, claim, write
 from ctm_fast.serving.shards import Output, Pixels, Shard
@@ -49,7 +49,7 @@ def open_output(out: Path, manifest: Manifest, *, images: int, ranks: int = 1) -
     if not out.resolve().name:
         raise ConfigError(f"--out: expected a folder below the root, got {out}")
     for folder in {out.resolve().parent, out if out.is_dir() else out.parent}:  # the manifest lies beside
-        if not os.access(folder, os.W_OK):
+        if not can_write_in(folder):
             raise ConfigError(f"--out: expected a place in a directory that can be written to, got {out}")
     if out.suffix == "":
         return Folder(out.resolve(), manifest, divided=images > FLAT)
