@@ -1,7 +1,9 @@
 """The sampler: an image is a function of its seed and class, in whatever company it is made."""
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -329,6 +331,33 @@ def test_bad_arguments(
     with pytest.raises((ConfigError, LevelError), match=message) as caught:
         sampler(**{"seeds": [0, 1], **arguments})
     assert isinstance(caught.value, ValueError)
+
+
+def test_the_models_device_is_current_in_every_thread(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread begins with cuda:0, on which Triton would launch kernels for memory of cuda:1."""
+    seen: list[object] = []
+    current: list[object] = []
+
+    @contextlib.contextmanager
+    def device(chosen: object) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.pop()
+
+    def run(*args: object, **kwargs: object) -> Tensor:
+        seen.append(list(current))
+        return torch.zeros(1, 1, 8, 8)
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(sampler._engine, "device", torch.device("cuda", 1))
+    monkeypatch.setattr(sampler._engine, "_eager", run)
+    monkeypatch.setattr(sampler._engine, "_capture", run)
+    sampler([0])
+    sampler.warmup([1])
+    with sampler.serve() as server:
+        server.submit([0]).result()
+    assert seen == [[torch.device("cuda", 1)]] * 3
+    assert current == []
 
 
 def test_bad_load(snapshots: dict[str, Path], tmp_path: Path) -> None:
