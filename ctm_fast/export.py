@@ -63,7 +63,7 @@ def parse_batch(text: str) -> tuple[int, int]:
 def _parser() -> runtime.Parser:
     parser = runtime.Parser(prog="python -m ctm_fast.export", description=__doc__)
     add = parser.add_argument
-    add("network", type=Path, metavar="F", help="a snapshot-*.safetensors")
+    add("network", type=Path, metavar="F", help="a snapshot-*.safetensors, or user/name on the Hub")
     add("--format", choices=get_args(Format), required=True, help="an AOTInductor package, or ONNX (extra: onnx)")
     add("--batch", default="1-64", metavar="LO-HI", help="the images that a call may ask for (default: 1-64)")
     add("--steps", type=int, default=1, help="jumps of a CTM; levels of a teacher's solver (default: 1)")
