@@ -77,7 +77,7 @@ BAD = [
     ("--tolerance nan", "tolerance: ", "got nan"),
     ("--tolerance 2", "tolerance: ", "got 2.0"),
     ("--probes normal", "argument --probes: ", "'normal'"),
-    ("--probe-count 0", "count: ", "got 0"),
+    ("--probe-count 0", "probe_count: ", "got 0"),
     ("--probes exact --probe-count 4", "--probe-count: ", "expected none with --probes exact, got 4"),
     ("--dequantisation some", "argument --dequantisation: ", "'some'"),
     ("--compat theirs", "argument --compat: ", "'theirs'"),

@@ -24,7 +24,10 @@ class Operator(Protocol):
 
 
 class Inpainting:
-    """The pixels where ``mask`` is 1, of [1, 1, H, W] or any shape that broadcasts, 0 or 1 everywhere."""
+    """The pixels where ``mask`` is 1.
+
+    The mask is of [1, 1, H, W] or any shape that broadcasts, 0 or 1 everywhere, on the images' device.
+    """
 
     def __init__(self, mask: Tensor) -> None:
         if not ((mask == 0) | (mask == 1)).all():
