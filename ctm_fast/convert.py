@@ -1,7 +1,6 @@
 """``python -m ctm_fast.convert``: published weights to a model of ctm_fast, and back to the published names."""
 
 import json
-import os
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from ctm_fast import runtime
 from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.errors import CheckpointError, ConfigError
-from ctm_fast.files import atomic_write
+from ctm_fast.files import atomic_write, check_output
 from ctm_fast.models import (
     NETWORKS,
     NetworkConfig,
@@ -26,12 +25,7 @@ from ctm_fast.models.safetensors_file import write_safetensors
 def main() -> None:
     arguments = _parser().parse_args()
     source, destination = arguments.source, arguments.destination
-    if destination.suffix != ".safetensors":
-        raise ConfigError(f"DST: expected a .safetensors, got {destination}")
-    if not destination.parent.is_dir() or not os.access(destination.parent, os.W_OK):
-        raise ConfigError(f"DST: expected a place in a directory that can be written to, got {destination}")
-    if destination.is_dir() or (destination.exists() and source.exists() and destination.samefile(source)):
-        raise ConfigError(f"DST: expected a file other than SRC, got {destination}")
+    check_output("DST", destination, ".safetensors", sources=[source])
     if arguments.to == "published" and arguments.ema is not None:
         raise ConfigError(f"--ema: expected none with --to published, got {arguments.ema}")
     try:

@@ -1,18 +1,20 @@
 """``python -m ctm_fast.dataset``: a data set of any form as an EDM zip, its images cropped or padded to one size."""
 
 import argparse
-import os
 from pathlib import Path
 
 from ctm_fast import runtime
 from ctm_fast.data import CONVERSIONS, TRANSFORMS, repack
 from ctm_fast.errors import ConfigError
+from ctm_fast.files import check_output
 
 
 def main() -> None:
     arguments = _parser().parse_args()
     source, destination = arguments.source, arguments.destination
-    _check_destination(Path(source), destination)
+    check_output("DST", destination, ".zip", sources=[Path(source)])
+    if Path(source).is_dir() and Path(source).resolve() in destination.resolve().parents:
+        raise ConfigError(f"DST: expected a place outside of SRC, got {destination}")
     runtime.prepare("cpu", arguments.threads)
     written = repack(
         source,
@@ -27,18 +29,6 @@ def main() -> None:
     classes = f"labels of {written.num_classes} classes" if arguments.labels else "no labels"
     print(f"{written.count} images of {arguments.resolution}x{arguments.resolution}, {classes}")
     print(destination)
-
-
-def _check_destination(source: Path, destination: Path) -> None:
-    """Before any work: that there is a place for what is to be written, beside what is read."""
-    if destination.suffix != ".zip":
-        raise ConfigError(f"DST: expected a .zip, got {destination}")
-    if not destination.parent.is_dir() or not os.access(destination.parent, os.W_OK):
-        raise ConfigError(f"DST: expected a place in a directory that can be written to, got {destination}")
-    if destination.is_dir() or (destination.exists() and source.exists() and destination.samefile(source)):
-        raise ConfigError(f"DST: expected a file other than SRC, got {destination}")
-    if source.is_dir() and source.resolve() in destination.resolve().parents:
-        raise ConfigError(f"DST: expected a place outside of SRC, got {destination}")
 
 
 def _parser() -> runtime.Parser:

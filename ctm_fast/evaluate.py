@@ -1,9 +1,7 @@
 """``python -m ctm_fast.evaluate``: how near samples are to real images, and with what that was measured."""
 
 import hashlib
-import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +25,12 @@ from ctm_fast.evaluation import extractors
 from ctm_fast.evaluation.extractors import Extractor
 from ctm_fast.evaluation.measure import METRICS, check_metrics, compare, summarise, warnings
 from ctm_fast.evaluation.moments_file import StoredMoments, has_moments, read_moments, write_moments
-from ctm_fast.files import atomic_write
+from ctm_fast.files import atomic_write, check_output
 from ctm_fast.models.features.inception import is_torchscript
-from ctm_fast.models.features.weights import file_sha256
-from ctm_fast.sample import parse_range
-from ctm_fast.serving import load
+from ctm_fast.sample import parse_seeds
+from ctm_fast.serving.manifest import beside, seeds_text
+from ctm_fast.serving.network import load_network
+from ctm_fast.serving.request import check_plan
 
 _STORED = "as stored"
 _ROUNDED = "127.5 x + 127.5 to nearest, halves to even"
@@ -115,11 +114,11 @@ def _check_arguments(arguments: Any) -> None:
         raise ConfigError(f"--weights: expected the file of {name}, of which nothing is downloaded, got none")
     if name == "indomain" and arguments.weights is not None:
         raise ConfigError("--weights: expected none for indomain, which is trained on the spot")
-    for option, path in (("--out", arguments.out), ("--save-stats", arguments.save_stats)):
-        if path is not None and (not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK)):
-            raise ConfigError(f"{option}: expected a file in a directory that can be written to, got {path}")
-    if arguments.save_stats is not None and arguments.save_stats.suffix != ".npz":
-        raise ConfigError(f"--save-stats: expected a name that ends in .npz, got {arguments.save_stats}")
+    if arguments.out is not None:
+        check_output("--out", arguments.out, ".json")
+    if arguments.save_stats is not None:
+        read = [Path(source) for source in (arguments.samples, arguments.reference) if source is not None]
+        check_output("--save-stats", arguments.save_stats, ".npz", sources=read, of="--samples and --reference")
 
 
 def _samples(arguments: Any, device: torch.device) -> Images:
@@ -130,18 +129,21 @@ def _samples(arguments: Any, device: torch.device) -> Images:
         images = _of_dataset(load_dataset(arguments.samples, resolution=size, labels=False), device)
     except DataError as error:
         raise DataError(f"--samples: {error}") from error
-    return replace(images, facts={**images.facts, **_seeds(arguments.samples)})
+    seeds = _seeds(Path(arguments.samples).resolve())
+    return replace(images, facts={**images.facts, "seeds": seeds_text(seeds)}) if len(seeds) == images.count else images
 
 
-def _seeds(source: str) -> dict[str, str]:
-    """Those that ``python -m ctm_fast.sample`` left in a .npz, as ranges."""
-    if Path(source).suffix != ".npz":
-        return {}
-    with np.load(source, allow_pickle=False) as file:
-        seeds = file["seeds"].tolist() if "seeds" in file.files else []
-    runs = [list(run) for _, run in itertools.groupby(enumerate(seeds), key=lambda pair: pair[1] - pair[0])]
-    ends = [(run[0][1], run[-1][1]) for run in runs]
-    return {"seeds": ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in ends)} if ends else {}
+def _seeds(source: Path) -> list[int]:
+    """Those that ``python -m ctm_fast.sample`` left in a .npz or beside a folder; none where it did not."""
+    if source.suffix == ".npz":
+        with np.load(source, allow_pickle=False) as file:
+            return file["seeds"].tolist() if "seeds" in file.files else []
+    if not source.is_dir() or not beside(source).is_file():
+        return []
+    try:
+        return parse_seeds("seeds", json.loads(beside(source).read_text())["seeds"])
+    except (AttributeError, KeyError, TypeError, ValueError):  # another program's file of that name
+        return []
 
 
 def _resolution(source: str) -> int:
@@ -157,8 +159,9 @@ def _resolution(source: str) -> int:
 
 
 def _of_network(arguments: Any, device: torch.device) -> Images:
-    seeds = parse_range("--seeds", arguments.seeds)
-    sampler = load(arguments.network, device=device)
+    seeds = parse_seeds("--seeds", arguments.seeds)
+    sampler, sha256 = load_network("--network", arguments.network, device)
+    check_plan(sampler.model, sampler.levels, arguments.steps, arguments.gamma, None, None)
     net = sampler.model.net
 
     def read(index: Sequence[int]) -> Tensor:
@@ -171,9 +174,9 @@ def _of_network(arguments: Any, device: torch.device) -> Images:
         return to_uint8(images)
 
     facts = {
-        "source": str(arguments.network),
-        "sha256": file_sha256(arguments.network),
-        "seeds": arguments.seeds,
+        "source": arguments.network,
+        "sha256": sha256,
+        "seeds": seeds_text(seeds),
         "steps": arguments.steps,
         "gamma": arguments.gamma,
         "rounding": _ROUNDED,
@@ -301,7 +304,7 @@ def _parser() -> runtime.Parser:
     add(
         "--samples", metavar="DIR|FILE", help="a folder of images, a .npz, a .zip: any form that --data of training has"
     )
-    add("--network", type=Path, metavar="FILE", help="a snapshot-*.safetensors to take samples of, instead")
+    add("--network", metavar="FILE", help="a snapshot-*.safetensors, or user/name on the Hub, to sample instead")
     add("--seeds", default="0-49999", help="of the network's samples (default: 0-49999)")
     add("--steps", type=int, default=1, help="of the network's samples (default: 1)")
     add("--gamma", type=float, default=0.0, help="of the network's samples (default: 0)")

@@ -1,12 +1,12 @@
 """``python -m ctm_fast.export``: a snapshot's sampling as an AOTInductor package or ONNX; ``load_exported`` runs it."""
 
 import re
-import tempfile
 from pathlib import Path
 from typing import get_args
 
 from ctm_fast import runtime
 from ctm_fast.errors import CheckpointError, ConfigError
+from ctm_fast.files import check_output
 from ctm_fast.ops._library import Backend
 from ctm_fast.serving.export import Format, export
 from ctm_fast.serving.exported import Exported, load_exported
@@ -27,7 +27,7 @@ def main() -> None:
     batch = parse_batch(arguments.batch)
     network: Path = arguments.network
     out: Path = arguments.out or network.parent / f"{network.stem}.{arguments.format}"
-    _check_out(out, network, arguments.format)
+    check_output("--out", out, f".{arguments.format}", sources=[network], of="the network's")
     try:
         result = export(
             network,
@@ -60,23 +60,10 @@ def parse_batch(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def _check_out(out: Path, network: Path, format: str) -> None:
-    """Before any work: that there is a place for what is to be written."""
-    if out.suffix != f".{format}":
-        raise ConfigError(f"--out: expected a .{format}, got {out}")
-    if out.is_dir() or (out.exists() and network.exists() and out.samefile(network)):
-        raise ConfigError(f"--out: expected a file other than the network's, got {out}")
-    try:
-        with tempfile.TemporaryFile(dir=out.parent):  # tried, because after minutes of compiling it is late to find out
-            pass
-    except OSError as error:
-        raise ConfigError(f"--out: expected a place in a directory that can be written to, got {out}") from error
-
-
 def _parser() -> runtime.Parser:
     parser = runtime.Parser(prog="python -m ctm_fast.export", description=__doc__)
     add = parser.add_argument
-    add("network", type=Path, metavar="F", help="a snapshot-*.safetensors")
+    add("network", type=Path, metavar="F", help="a snapshot-*.safetensors, or user/name on the Hub")
     add("--format", choices=get_args(Format), required=True, help="an AOTInductor package, or ONNX (extra: onnx)")
     add("--batch", default="1-64", metavar="LO-HI", help="the images that a call may ask for (default: 1-64)")
     add("--steps", type=int, default=1, help="jumps of a CTM; levels of a teacher's solver (default: 1)")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from ctm_fast import __version__, runtime
 from ctm_fast.data import ImageDataset, epoch_order, load_dataset
-from ctm_fast.errors import CheckpointError, ConfigError, DataError
+from ctm_fast.errors import ConfigError, DataError
 from ctm_fast.evaluation.likelihood import Dequantisation
 from ctm_fast.evaluation.measure_likelihood import (
     ImageBits,
@@ -28,9 +27,10 @@ from ctm_fast.evaluation.measure_likelihood import (
 )
 from ctm_fast.evaluation.published_likelihood import Compat
 from ctm_fast.evaluation.traces import Probes
-from ctm_fast.files import atomic_write
+from ctm_fast.files import atomic_write, check_output
 from ctm_fast.models import CTM
-from ctm_fast.serving import Sampler, load
+from ctm_fast.serving import Sampler
+from ctm_fast.serving.network import load_network
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} images [{elapsed}<{remaining}]"
 
@@ -39,11 +39,12 @@ def main() -> None:
     arguments = _parser().parse_args()
     settings = _settings(arguments)
     if arguments.out is not None:
-        _check_out(arguments.out)
+        check_output("--out", arguments.out, ".npz")
     runtime.prepare(arguments.device, arguments.threads)
-    models = {"network": _load("--network", arguments.network, arguments.device)}
-    if arguments.teacher is not None:
-        models["teacher"] = _load("--teacher", arguments.teacher, arguments.device)
+    models, digests = {}, {}
+    for name in ("network", "teacher") if arguments.teacher is not None else ("network",):
+        models[name], digests[name] = load_network(f"--{name}", getattr(arguments, name), arguments.device)
+    if "teacher" in models:
         _check_teacher(models["network"], models["teacher"])
     # An adaptive solver takes the rounding of TF32 for a rough ODE.
     torch.set_float32_matmul_precision("highest")
@@ -53,7 +54,7 @@ def main() -> None:
     found = _measure(models, dataset, index, settings)
     _print(arguments, models, dataset, found, settings)
     if arguments.out is not None:
-        _write(arguments, models, dataset, index, found, settings)
+        _write(arguments, models, digests, dataset, index, found, settings)
         print(arguments.out)
 
 
@@ -69,23 +70,6 @@ def _settings(arguments: Any) -> Settings:
         seed=arguments.seed,
         batch=arguments.batch,
     )
-
-
-def _check_out(out: Path) -> None:
-    """Before any work: that there is a place for what is to be written."""
-    if out.suffix != ".npz":
-        raise ConfigError(f"--out: expected a .npz, got {out}")
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"--out: expected a place in a directory that exists and can be written to, got {out}")
-    if out.is_dir():
-        raise ConfigError(f"--out: expected a file, got a folder: {out}")
-
-
-def _load(option: str, path: Path, device: str | None) -> Sampler:
-    try:
-        return load(path, device=device)
-    except CheckpointError as error:
-        raise CheckpointError(f"{option} {error}") from error
 
 
 def _check_teacher(network: Sampler, teacher: Sampler) -> None:
@@ -194,6 +178,7 @@ def _number(mean: float, error: float) -> str:
 def _write(
     arguments: Any,
     models: dict[str, Sampler],
+    digests: dict[str, str],
     dataset: ImageDataset,
     index: NDArray[np.int64],
     found: dict[str, ImageBits],
@@ -218,9 +203,7 @@ def _write(
         **asdict(settings),
     }
     for name in models:
-        with getattr(arguments, name).open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        provenance[name] = {"file": str(getattr(arguments, name)), "sha256": sha256}
+        provenance[name] = {"file": getattr(arguments, name), "sha256": digests[name]}
     arrays["provenance"] = np.array(json.dumps(provenance))
     try:
         atomic_write(arguments.out, lambda file: np.savez_compressed(file, **arrays))
@@ -231,10 +214,10 @@ def _write(
 def _parser() -> runtime.Parser:
     parser = runtime.Parser(prog="python -m ctm_fast.likelihood", description=__doc__)
     add = parser.add_argument
-    add("--network", type=Path, required=True, metavar="FILE", help="a snapshot-*.safetensors, CTM or teacher")
+    add("--network", required=True, metavar="FILE", help="a snapshot-*.safetensors, or user/name on the Hub")
     add("--data", required=True, help="digits, fashion-mnist, or a file or directory as for training")
     add("--split", default="train", help="train or, where the data have one, test (default: train)")
-    add("--teacher", type=Path, metavar="FILE", help="another snapshot, compared on the same random numbers")
+    add("--teacher", metavar="FILE", help="another snapshot, compared on the same random numbers")
     add("--count", type=int, help="images, drawn by the seed (default: all)")
     add("--tolerance", type=float, default=1e-5, help="of the solver, relative and absolute (default: 1e-5)")
     add("--probes", choices=get_args(Probes), default="rademacher", help="of the trace (default: rademacher)")

@@ -6,7 +6,6 @@ sampler of your own against :class:`ctm_fast.analytic.World`, and see it beside 
 
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from ctm_fast import runtime
 from ctm_fast.analytic import Gaussian, GaussianMixture, World, trajectory
 from ctm_fast.diffusion.schedule import Levels, karras_sigmas, sampler_sigmas
 from ctm_fast.errors import ConfigError
+from ctm_fast.files import check_output
 from ctm_fast.pictures import save_png
 from ctm_fast.samplers import gamma_sample, renoise_with
 
@@ -152,10 +152,7 @@ def _panel(background: Image.Image, title: str, reach: float, ends: Tensor, stre
 def main() -> None:
     arguments = _parser().parse_args()
     out: Path = arguments.out
-    if out.suffix != ".png" or out.is_dir():
-        raise ConfigError(f"--out: expected a .png, got {out}")
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"--out: expected a place in a directory that exists and can be written to, got {out}")
+    check_output("--out", out, ".png")
     if not 0 <= arguments.seed < 2**63:
         raise ConfigError(f"--seed: expected 0 to 2^63 - 1, got {arguments.seed}")
     runtime.prepare("cpu", arguments.threads)

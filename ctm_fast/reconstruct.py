@@ -1,10 +1,10 @@
 """``python -m ctm_fast.reconstruct``: the average of any width from a finished run's power-function averages."""
 
-import os
 from pathlib import Path
 
 from ctm_fast import runtime
 from ctm_fast.errors import CheckpointError, ConfigError
+from ctm_fast.files import check_output
 from ctm_fast.training.power_ema import gamma_of
 from ctm_fast.training.reconstruction import reconstruct
 
@@ -15,12 +15,7 @@ def main() -> None:
     files = sorted(run.glob("ema-power_*.safetensors"))
     if not files:
         raise ConfigError(f"RUNDIR: expected the directory of a run with ema-power_*.safetensors, got {run}")
-    if out.suffix != ".safetensors" or out.is_dir():
-        raise ConfigError(f"--out: expected a .safetensors, got {out}")
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"--out: expected a place in a directory that can be written to, got {out}")
-    if out.exists() and any(out.samefile(file) for file in files):
-        raise ConfigError(f"--out: expected a file other than the run's averages, got {out}")
+    check_output("--out", out, ".safetensors", sources=files, of="the run's averages")
     runtime.prepare("cpu", arguments.threads)
     try:
         gamma_of(arguments.ema)

@@ -5,7 +5,6 @@ folder or a .npz that was stopped, however it was, goes on by the same command; 
 """
 
 import argparse
-import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,11 @@ import torch
 
 from ctm_fast import __version__, runtime
 from ctm_fast.distributed import Ranks, finish, start_ranks
-from ctm_fast.errors import CheckpointError, ConfigError
-from ctm_fast.models.repository import weights_file
+from ctm_fast.errors import ConfigError
 from ctm_fast.serving import Sampler, load
 from ctm_fast.serving.labels import LabelRule, labels_of_seeds
 from ctm_fast.serving.manifest import Manifest, seeds_text
+from ctm_fast.serving.network import load_network
 from ctm_fast.serving.outputs import open_output
 from ctm_fast.serving.preset import read_preset
 from ctm_fast.serving.request import MAX_SEED
@@ -34,11 +33,7 @@ _MOST = 10_000_000
 
 def main() -> None:
     arguments = _parser().parse_args()
-    seeds = parse_range("--seeds", arguments.seeds)
-    if max(seeds) > MAX_SEED:
-        raise ConfigError(f"--seeds: expected numbers up to {MAX_SEED}, got {max(seeds)}")
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds: expected each seed once, got {arguments.seeds!r}")
+    seeds = parse_seeds("--seeds", arguments.seeds)
     if arguments.preset is not None and arguments.gamma is not None:
         raise ConfigError(f"--gamma: expected none with --preset, which holds its own, got {arguments.gamma}")
     ranks, device = start_ranks(arguments.device)
@@ -88,13 +83,8 @@ def load_sampler(arguments: argparse.Namespace, device: str | None) -> tuple[Sam
     """
     if not 1 <= arguments.batch <= MAX_BATCH:
         raise ConfigError(f"--batch: expected 1 to {MAX_BATCH}, got {arguments.batch}")
-    try:
-        path = weights_file(arguments.network)
-        loaded = load(path, device, DTYPES[arguments.dtype], threads=arguments.threads)
-    except CheckpointError as error:
-        raise CheckpointError(f"--network {error}") from error
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    dtype = DTYPES[arguments.dtype]
+    loaded, digest = load_network("--network", arguments.network, device, dtype, threads=arguments.threads)
     return Sampler(loaded.model, loaded.levels, batch=arguments.batch), digest
 
 
@@ -106,6 +96,16 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=list(DTYPES), default="float32", help="what the network computes in (default: float32)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, under torchrun the rank's own, else the CPU)")
     add("--threads", type=int, default=runtime.default_threads(), help="CPU threads (default: half of the cores)")
+
+
+def parse_seeds(option: str, text: str) -> list[int]:
+    """As :func:`parse_range`, up to 2^63 - 1 and each once."""
+    seeds = parse_range(option, text)
+    if max(seeds) > MAX_SEED:
+        raise ConfigError(f"{option}: expected numbers up to {MAX_SEED}, got {max(seeds)}")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{option}: expected each seed once, got {text!r}")
+    return seeds
 
 
 def parse_range(option: str, text: str) -> list[int]:

@@ -4,7 +4,6 @@ Schedules are compared by their samples' distance from data, all from the same s
 ``python -m ctm_fast.sample --preset`` reads, ``search.md`` and plots.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from ctm_fast.diffusion.images import to_float
 from ctm_fast.diffusion.schedule import karras_sigmas, sampler_sigmas
 from ctm_fast.errors import ConfigError, DataError
 from ctm_fast.evaluation.data_distance import DataDistance
+from ctm_fast.files import can_write_in
 from ctm_fast.models import CTM
 from ctm_fast.sample import add_sampler_options, load_sampler, parse_range
 from ctm_fast.samplers import Trial, search_schedules
@@ -129,7 +129,7 @@ def _check_out(out: Path) -> None:
     """Before any work: that there is a place for what is to be written."""
     if not out.parent.is_dir() or (out.exists() and not out.is_dir()):
         raise ConfigError(f"--out: expected a folder in a directory that exists, got {out}")
-    if not os.access(out if out.is_dir() else out.parent, os.W_OK):
+    if not can_write_in(out if out.is_dir() else out.parent):
         raise ConfigError(f"--out: expected a directory that can be written to, got {out}")
     if (out / PRESET).exists():
         raise ConfigError(f"--out: expected a folder without a {PRESET}, which took a search to make, got {out}")

@@ -197,7 +197,7 @@ BAD = [
     ("a.pt out.pt", "DST: ", "expected a .safetensors, got out.pt"),
     ("a.pt nowhere/out.safetensors", "DST: ", "a directory that can be written to, got nowhere/out.safetensors"),
     ("ctm.safetensors /proc/out.safetensors --to published", "DST: ", "got /proc/out.safetensors"),
-    ("a.pt made.safetensors", "DST: ", "expected a file other than SRC, got made.safetensors"),
+    ("a.pt made.safetensors", "DST: ", "expected a file, got a folder: made.safetensors"),
     ("ctm.safetensors ctm.safetensors", "DST: ", "other than SRC"),
     ("nothing out.safetensors", "nothing: ", "expected a file, got no such file"),
     ("a.pt out.safetensors --ema 0.999", "--ema: ", "expected a directory of ema_*.pt as SRC, got a.pt"),

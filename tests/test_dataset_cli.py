@@ -71,7 +71,7 @@ BAD = [
     ("out.tar a.zip", "data: out.tar: ", "expected names inside the archive, got '../a.png'"),
     ("photos a.npz", "DST: expected a .zip, got a.npz"),
     ("photos nowhere/a.zip", "DST: expected a place in a directory that can be written to, got nowhere/a.zip"),
-    ("photos made.zip", "DST: expected a file other than SRC, got made.zip"),
+    ("photos made.zip", "DST: expected a file, got a folder: made.zip"),
     ("there.zip there.zip", "DST: expected a file other than SRC, got there.zip"),
     ("photos photos/a.zip", "DST: expected a place outside of SRC, got photos/a.zip"),
     ("photos a.zip --resolution 0", "resolution: expected 1 to 1024, got 0"),

@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ctm_fast import evaluate
+from ctm_fast import evaluate, sample
 from ctm_fast.data.sources import DIGITS
 from ctm_fast.evaluation.classifier import train_classifier
-from ctm_fast.models import CTM
+from ctm_fast.files import file_sha256
+from ctm_fast.models import CTM, load_model, save_model
 from tests.command_line import assert_refused, call
 from tests.models.features.test_inception import Script, random_weights
 from tests.snapshots import save_snapshot
@@ -172,15 +173,20 @@ def test_torchscript_is_said_before_it_is_run(
         (["--samples", "broken.npz"], "--samples", ["cannot read broken.npz"]),
         (["--samples", "mixed"], "--samples", ["8x8", "9x9"]),
         (["--samples", "one.npz"], "images", ["expected at least 2, got 1"]),
-        (["--network", "none.safetensors"], "none.safetensors", []),
+        (["--network", "none.safetensors"], "--network none.safetensors: ", ["got no such file"]),
         (["--network", "nan.safetensors", "--seeds", "5-9"], "--network", ["the image of seed 5 is not finite"]),
+        (["--network", "network.safetensors", "--seeds", "0-4,2"], "--seeds", ["expected each seed once"]),
+        (["--network", "network.safetensors", "--seeds", str(2**63)], "--seeds", ["expected numbers up to"]),
+        (["--network", "network.safetensors", "--steps", "0"], "steps", ["got 0"]),
+        (["--network", "network.safetensors", "--gamma", "nan"], "gamma", ["got nan"]),
         (["--samples", "images", "--extractor", "fid"], "--extractor", ["expected one of efflite0, inception"]),
         (["--samples", "images", "--extractor", "inception"], "--weights", ["expected the file of inception"]),
         (["--samples", "images", "--extractor", "inception", "--weights", "one.npz"], "one.npz", []),
         (["--samples", "images", "--extractor", "indomain", "--weights", "x"], "--weights", ["expected none"]),
         (["--samples", "images", "--metrics", "fid"], "metrics", ["expected some of kid"]),
-        (["--samples", "images", "--out", "none/out.json"], "--out", ["expected a file in a directory"]),
-        (["--samples", "images", "--save-stats", "stats.txt"], "--save-stats", ["ends in .npz"]),
+        (["--samples", "images", "--out", "none/out.json"], "--out", ["expected a place in a directory"]),
+        (["--samples", "images", "--save-stats", "stats.txt"], "--save-stats", ["expected a .npz"]),
+        (["--samples", "images", "--save-stats", "real.npz"], "--save-stats", ["other than --samples and --ref"]),
         (["--samples", "images", "--batch", "0"], "--batch", ["positive"]),
     ],
 )
@@ -210,10 +216,10 @@ def test_refused(
     Path("broken.npz").write_bytes(b"PK")
     if "nan.safetensors" in argv:
         save_snapshot(Path("nan.safetensors"), CTM)
-        sampler = evaluate.load("nan.safetensors", device="cpu")
+        model, metadata = load_model("nan.safetensors")
         with torch.no_grad():
-            sampler.model.net.out_conv.weight.fill_(torch.nan)
-        monkeypatch.setattr(evaluate, "load", lambda *args, **kwargs: sampler)
+            model.net.out_conv.weight.fill_(torch.nan)
+        save_model(Path("nan.safetensors"), model, model.net.config, {"config": metadata["config"]})
     extractor = [] if "--extractor" in argv else ["--extractor", "indomain"]
     result = run([*argv, *extractor, "--reference", "real.npz"], monkeypatch, capsys)
     assert_refused(result, names, *parts)
@@ -229,6 +235,30 @@ def test_moments_need_images_for_some_of_it(
     assert_refused(run([*argv, *save], monkeypatch, capsys), "--save-stats", "expected a --reference with images")
     indomain = ["--extractor", "indomain"]
     assert_refused(run([*argv, *indomain], monkeypatch, capsys), "--extractor", "expected indomain:DATA")
+
+
+def test_a_network_in_a_folder_and_the_seeds_of_what_sample_wrote(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """``sample`` and ``evaluate`` take the same places for a network, and the same images have the same numbers."""
+    monkeypatch.chdir(tmp_path)
+    Path("hub").mkdir()
+    Path("hub/model.safetensors").symlink_to(files / "network.safetensors")
+    words = "--network hub --seeds 0-20,40 --out made --device cpu --threads 1"
+    assert call(sample.main, words.split(), monkeypatch, capsys)[0] == 0
+    records = []
+    for source in ("--network hub --seeds 0-5,6-20,40", "--samples made"):
+        argv = [*source.split(), "--reference", files / "real.npz", "--extractor", "indomain", "--out", "out.json"]
+        code, _, err = run([*argv, "--metrics", "frechet"], monkeypatch, capsys)
+        assert code == 0, err
+        records.append(json.loads(Path("out.json").read_text()))
+    assert [record["samples"]["seeds"] for record in records] == ["0-20,40"] * 2
+    assert records[0]["metrics"] == records[1]["metrics"]
+    assert records[0]["samples"]["sha256"] == file_sha256(files / "network.safetensors")
+    for text in ("[]", "{}", '{"seeds": "0-3"}', '{"seeds": 3}', "no JSON"):
+        Path("made.json").write_text(text)
+        assert run([*argv, "--metrics", "frechet"], monkeypatch, capsys)[0] == 0
+        assert "seeds" not in json.loads(Path("out.json").read_text())["samples"]
 
 
 @pytest.mark.long

@@ -53,7 +53,7 @@ BAD = [
     ("ctm.safetensors --format pt2 --device cuda:99", "--device: ", "'cuda:99'"),
     ("ctm.safetensors --format pt2 --out a.onnx", "--out: ", "expected a .pt2, got a.onnx"),
     ("ctm.safetensors --format onnx --out a", "--out: ", "expected a .onnx, got a"),
-    ("ctm.safetensors --format pt2 --out made.pt2", "--out: ", "got made.pt2"),
+    ("ctm.safetensors --format pt2 --out made.pt2", "--out: ", "expected a file, got a folder: made.pt2"),
     ("ctm.safetensors --format pt2 --out nowhere/a.pt2", "--out: ", "got nowhere/a.pt2"),
     ("ctm.safetensors --format pt2 --out pickle.pt/a.pt2", "--out: ", "got pickle.pt/a.pt2"),
     ("ctm.safetensors --format pt2 --out /proc/a.pt2", "--out: ", "got /proc/a.pt2"),

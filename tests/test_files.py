@@ -1,5 +1,6 @@
 """A file is written whole or not at all, also when the process is killed."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import ctm_fast
-from ctm_fast.files import atomic_write
+from ctm_fast.errors import ConfigError
+from ctm_fast.files import atomic_write, can_write_in, check_output, file_sha256
 
 
 def test_writes_and_replaces(tmp_path):
@@ -62,7 +64,8 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
 
 WRITER = """
 import sys
-from ctm_fast.files import atomic_write
+from ctm_fast.errors import ConfigError
+from ctm_fast.files import atomic_write, can_write_in, check_output, file_sha256
 def write(file):
     for _ in range(64):
         file.write(content)
@@ -90,3 +93,32 @@ def test_killed_at_any_moment(tmp_path):
         content = path.read_bytes()
         assert len(content) == 64 * 65536
         assert len(set(content)) == 1
+
+
+def test_where_a_file_can_be_written(tmp_path):
+    (tmp_path / "a.npz").touch()
+    (tmp_path / "link.npz").symlink_to("a.npz")
+    (tmp_path / "folder.npz").mkdir()
+    before = sorted(tmp_path.iterdir())
+    check_output("--out", tmp_path / "new.npz", ".npz", sources=[tmp_path / "a.npz", tmp_path / "none"])
+    check_output("--out", tmp_path / "a.npz", ".npz")
+    for name, message in (
+        ("a.png", "--out: expected a .npz, got "),
+        ("folder.npz", "--out: expected a file, got a folder: "),
+        ("none/a.npz", "--out: expected a place in a directory that can be written to, got "),
+        ("a.npz/b.npz", "--out: expected a place in a directory that can be written to, got "),
+        ("/proc/a.npz", "--out: expected a place in a directory that can be written to, got "),
+        ("link.npz", "--out: expected a file other than the data, got "),
+    ):
+        path = tmp_path / name
+        with pytest.raises(ConfigError) as caught:
+            check_output("--out", path, ".npz", sources=[tmp_path / "a.npz"], of="the data")
+        assert str(caught.value) == f"{message}{path}"
+    assert can_write_in(tmp_path)
+    assert not can_write_in(tmp_path / "a.npz")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"content")
+    assert file_sha256(tmp_path / "a.bin") == hashlib.sha256(b"content").hexdigest()

@@ -13,6 +13,7 @@ import torch
 from ctm_fast import likelihood
 from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.evaluation.measure_likelihood import Settings, measure_likelihood
+from ctm_fast.files import file_sha256
 from ctm_fast.models import CTM, EDMDenoiser, build_network, save_model
 from ctm_fast.sample import load
 from ctm_fast.training.config import to_dict
@@ -76,7 +77,7 @@ BAD = [
     ("--tolerance nan", "tolerance: ", "got nan"),
     ("--tolerance 2", "tolerance: ", "got 2.0"),
     ("--probes normal", "argument --probes: ", "'normal'"),
-    ("--probe-count 0", "count: ", "got 0"),
+    ("--probe-count 0", "probe_count: ", "got 0"),
     ("--probes exact --probe-count 4", "--probe-count: ", "expected none with --probes exact, got 4"),
     ("--dequantisation some", "argument --dequantisation: ", "'some'"),
     ("--compat theirs", "argument --compat: ", "'theirs'"),
@@ -150,6 +151,18 @@ def test_two_models_on_common_random_numbers(
     difference = found["bits_per_dim"] - found["teacher_bits_per_dim"]
     error = difference.std(ddof=1) / 3**0.5
     assert f"network - teacher: {difference.mean():.4f} ± {error:.4f} bits/dim" in out
+
+
+def test_a_network_in_a_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ``sample`` takes it; the digest is the file's, found before the work and not after it."""
+    Path("hub").mkdir()
+    Path("ctm.safetensors").rename("hub/model.safetensors")
+    run("--network hub --count 1 --out bits.npz --device cpu", monkeypatch, capsys)
+    with np.load("bits.npz") as arrays:
+        network = json.loads(str(arrays["provenance"]))["network"]
+    assert network == {"file": "hub", "sha256": file_sha256("hub/model.safetensors")}
 
 
 def test_a_model_beside_itself_differs_by_nothing(

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ctm_fast import playground
-from ctm_fast.analytic import World
+from ctm_fast.analytic import Gaussian, World
 from ctm_fast.diffusion.schedule import Levels
 from tests.command_line import assert_refused, call, tree
 
@@ -82,3 +82,16 @@ def test_refused(
     argv = ["--world", "isotropic", "--out", "ways.png", *words.split(" ")]
     assert_refused(call(playground.main, argv, monkeypatch, capsys), names, part)
     assert tree(tmp_path) == {}
+
+
+def test_up_is_up() -> None:
+    """A world to the right and above: its density and its samples are there in the panel, not mirrored."""
+    world = Gaussian(torch.tensor([0.3, 0.6]), 0.01 * torch.eye(2), playground.SHAPE)
+    density = playground._density(world, 1.0)
+    blank = Image.new("RGB", density.size, "white")
+    at = torch.tensor([[0.3, 0.6]]).double().repeat(7, 1)
+    for image in (density, playground._panel(blank, "", 1.0, at, [])):
+        dark = 255 - np.asarray(image.convert("L"), dtype=float)[4:-4, 4:-4]
+        rows, columns = (np.average(np.arange(dark.shape[0]), weights=dark.sum(axis)) for axis in (1, 0))
+        assert columns / dark.shape[1] == pytest.approx(0.65, abs=0.02)
+        assert rows / dark.shape[0] == pytest.approx(0.2, abs=0.02)

@@ -12,10 +12,11 @@ from ctm_fast.diffusion.images import to_float
 from ctm_fast.distributed import take_first_
 from ctm_fast.errors import ConfigError
 from ctm_fast.evaluation.classifier import train_classifier
+from ctm_fast.files import file_sha256
 from ctm_fast.models.features import DINOv2, EfficientNetLite0, load_inception
 from ctm_fast.models.features import efficientnet_lite0 as lite0
 from ctm_fast.models.features.inception import ScriptedInception
-from ctm_fast.models.features.weights import file_sha256, package_file
+from ctm_fast.models.features.weights import package_file
 
 NAMES = ("efflite0", "inception", "indomain", "dinov2")
 _TITLES = {

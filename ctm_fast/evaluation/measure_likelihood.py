@@ -33,7 +33,8 @@ class Settings:
     """How a likelihood is measured; equal settings and images give equal random numbers for any model.
 
     ``probe_count`` probes for each image, ``draws`` of the bound; ``batch`` changes rounding alone. Others as for
-    :func:`~ctm_fast.evaluation.likelihood.log_likelihood`. ConfigError for a batch or seed out of range.
+    :func:`~ctm_fast.evaluation.likelihood.log_likelihood`. ConfigError for a batch, a probe_count or a seed out of
+    range.
     """
 
     probes: Probes = "rademacher"
@@ -48,6 +49,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ConfigError(f"batch: expected a positive integer, got {self.batch}")
+        if self.probe_count < 1:
+            raise ConfigError(f"probe_count: expected a positive integer, got {self.probe_count}")
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed: expected 0 to {2**31 - 1}, got {self.seed}")
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from ctm_fast.errors import DataError
 from ctm_fast.evaluation.extractors import Extractor
 from ctm_fast.evaluation.moments import Moments
-from ctm_fast.files import atomic_write
-from ctm_fast.models.features.weights import file_sha256
+from ctm_fast.files import atomic_write, file_sha256
 
 _RECORD = "ctm_fast"
 """The array in which our own files keep a JSON text of where they are from."""

@@ -1,6 +1,5 @@
 """``python -m ctm_fast.experiments NAME --preset P``: one of the paper's experiments, as a page of results."""
 
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from ctm_fast.experiments.figures import LEAST
 from ctm_fast.experiments.lab import text
 from ctm_fast.experiments.page import write_page
 from ctm_fast.experiments.variants import scaled
+from ctm_fast.files import can_write_in
 from ctm_fast.training import override, preset
 from ctm_fast.training.config import nearest
 from ctm_fast.training.execution import Execution
@@ -75,7 +75,7 @@ def _check_results(folder: Path) -> None:
     there = folder
     while not there.exists():
         there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    if not can_write_in(there):
         raise ConfigError(f"--results: expected a directory that can be written to, got {folder}")
 
 

@@ -24,7 +24,10 @@ class Operator(Protocol):
 
 
 class Inpainting:
-    """The pixels where ``mask`` is 1, of [1, 1, H, W] or any shape that broadcasts, 0 or 1 everywhere."""
+    """The pixels where ``mask`` is 1.
+
+    The mask is of [1, 1, H, W] or any shape that broadcasts, 0 or 1 everywhere, on the images' device.
+    """
 
     def __init__(self, mask: Tensor) -> None:
         if not ((mask == 0) | (mask == 1)).all():
@@ -94,7 +97,7 @@ def restore(
     """Images that the operator measures as ``measurement``: NFE len(sigmas) - 1 (CTM, arXiv 2310.02279, Appendix).
 
     gamma-sampling in which every image, after its jump to s, is replaced by the nearest one whose measurement is the
-    given one as it would be at level s: y + s A z. The last jump ends at sigma_min, where the measurement is exact.
+    given one as it would be at level s: y + s A z. At sigma_min, where the last jump ends, it is y itself.
 
     Args:
         jump: jump(x, t, s), levels [B].

@@ -50,6 +50,8 @@ def rejection_sample(
         raise ValueError(f"oversampling: expected a finite number from 0 on, got {oversampling}")
     if batch < 1:
         raise ValueError(f"batch: expected a positive integer, got {batch}")
+    if first_seed < 0:
+        raise ValueError(f"first_seed: expected a seed from 0 on, got {first_seed}")
     for label, count in counts.items():
         if count < 1:
             raise ValueError(f"counts: expected positive numbers, got {count} for class {label}")

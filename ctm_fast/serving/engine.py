@@ -1,7 +1,9 @@
 """What makes the images: the model as it is, or what :meth:`Engine.warmup` made of it for its device."""
 
+import contextlib
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -36,11 +38,19 @@ class Engine:
 
     def warmup(self, batch_sizes: Sequence[int], plan: Plan) -> str:
         """See :meth:`ctm_fast.serving.Sampler.warmup`."""
-        with self._warming:
+        with self._warming, self._current():
             return self._capture(batch_sizes, plan) if self.device.type == "cuda" else self._prepack(batch_sizes, plan)
 
     def run(self, seeds: Sequence[int], labels: Sequence[int] | None, plan: Plan, *, uint8: bool) -> Tensor:
         """[B, C, H, W] float32 in [-1, 1] on the device, or [B, H, W, C] uint8 on the CPU."""
+        with self._current():
+            return self._run(seeds, labels, plan, uint8=uint8)
+
+    def _current(self) -> AbstractContextManager[object]:
+        """The device made current: each thread has its own, and a kernel of Triton is launched on the current one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+
+    def _run(self, seeds: Sequence[int], labels: Sequence[int] | None, plan: Plan, *, uint8: bool) -> Tensor:
         graphs = self._graphs.get(plan, {})
         parts = []
         start = 0

@@ -1,6 +1,5 @@
 """From a snapshot to a file that samples without ctm_fast: traced, compiled, run and compared, and only then there."""
 
-import hashlib
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ import torch
 
 from ctm_fast import runtime
 from ctm_fast.errors import ConfigError
-from ctm_fast.files import atomic_write
+from ctm_fast.files import atomic_write, file_sha256
+from ctm_fast.models.repository import weights_file
 from ctm_fast.ops import use_reference
 from ctm_fast.serving.exported import load_exported
 from ctm_fast.serving.onnx_file import need_onnx, write_onnx
@@ -60,7 +60,7 @@ def export(
     the device, see ``python -m ctm_fast.report``. All else is plain PyTorch, as is everything in ONNX.
 
     Args:
-        network: a .safetensors file of a run, CTM or teacher.
+        network: of a CTM or a teacher, as for :func:`ctm_fast.serving.load`.
         out: the .pt2 or .onnx.
         format: "pt2", an AOTInductor package for ``device``, or "onnx".
         batch: the fewest and the most images of a call.
@@ -85,10 +85,10 @@ def export(
         if device is not None and chosen.type != "cpu":
             raise ConfigError(f"device: expected cpu for onnx, got {device}")
         chosen = torch.device("cpu")
-    sampler = load(network, device=chosen)
+    path = weights_file(network)
+    sampler = load(path, device=chosen)
     program = Program(sampler.model, sampler.levels, start=start, steps=steps, gamma=gamma)
-    with Path(network).open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_sha256(path)
     with tempfile.TemporaryDirectory(prefix="ctm_fast-export-") as folder:
         built = Path(folder) / f"program.{format}"
         if format == "onnx":
@@ -118,7 +118,8 @@ def compare(program: Program, path: Path, batches: list[int]) -> float:
     for batch in batches:
         inputs = program.example(batch)
         images = exported(**dict(zip(about.inputs, inputs, strict=True)))
-        off = float((images - program(*inputs)).abs().max())
+        eager = program(*inputs)
+        off = float((images.to(eager.device) - eager).abs().max())  # a program for cuda:1 is run on the current GPU
         if not off <= TOLERANCE[about.device]:
             raise RuntimeError(
                 f"the exported program's images are off by {off} at batch {batch}, more than {TOLERANCE[about.device]}"

@@ -20,6 +20,11 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)
 
 
+def beside(output: Path) -> Path:
+    """Where the manifest of a folder or a file is."""
+    return output.with_name(f"{output.name}.json")
+
+
 def claim(path: Path, manifest: Manifest) -> None:
     """Write ``path``, or find that it says the same. Ranks may do so at once. ConfigError if it is of another run."""
     if not path.exists():

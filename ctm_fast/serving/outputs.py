@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctm_fast.errors import ConfigError, DataError
-from ctm_fast.files import atomic_write
+from ctm_fast.files import atomic_write, can_write_in
 from ctm_fast.pictures import image_grid, save_png
-from ctm_fast.serving.manifest import Manifest, check_same, claim, write
+from ctm_fast.serving.manifest import Manifest, beside, check_same, claim, write
 from ctm_fast.serving.shards import Output, Pixels, Shard
 
 SUFFIXES = {".png": "a .png", ".npz": "a .npz", "": "a folder"}
@@ -49,7 +49,7 @@ def open_output(out: Path, manifest: Manifest, *, images: int, ranks: int = 1) -
     if not out.resolve().name:
         raise ConfigError(f"--out: expected a folder below the root, got {out}")
     for folder in {out.resolve().parent, out if out.is_dir() else out.parent}:  # the manifest lies beside
-        if not os.access(folder, os.W_OK):
+        if not can_write_in(folder):
             raise ConfigError(f"--out: expected a place in a directory that can be written to, got {out}")
     if out.suffix == "":
         return Folder(out.resolve(), manifest, divided=images > FLAT)
@@ -65,7 +65,7 @@ class Folder(Output):
 
     def __init__(self, path: Path, manifest: Manifest, *, divided: bool) -> None:
         self._path, self._manifest, self._divided = path, manifest, divided
-        self._beside = path.with_name(f"{path.name}.json")
+        self._beside = beside(path)
         # In this order: another rank may be claiming the folder now, and it writes the manifest before any image.
         taken = path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir())
         if self._beside.exists():
@@ -109,7 +109,7 @@ class Arrays(Output):
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._path, self._manifest = path, manifest
         self._parts = path.with_name(f"{path.name}.parts")
-        self._beside = path.with_name(f"{path.name}.json")
+        self._beside = beside(path)
         if path.exists() and not self._beside.exists():
             raise ConfigError(f"--out: expected a file that is not there or of this run, got neither: {path}")
         for place in (self._beside if path.exists() else None, self._parts / "manifest.json"):

@@ -10,6 +10,7 @@ from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.errors import ConfigError, LevelError
 from ctm_fast.models import CTM, EDMDenoiser
 from ctm_fast.samplers import generation_sigmas, renoise_levels
+from ctm_fast.serving.labels import labels_of_seeds
 
 Output = Literal["float", "uint8", "pil"]
 Integers = Iterable[int]
@@ -98,7 +99,7 @@ def check_labels(
             raise ConfigError("labels: expected None for an unconditional model, got labels")
         return None
     if labels is None:
-        return [seed % classes for seed in seeds]
+        return labels_of_seeds(seeds, classes)
     if isinstance(labels, Iterable):
         checked = check_integers("labels", labels, classes - 1)
     else:

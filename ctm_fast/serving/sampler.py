@@ -29,6 +29,8 @@ def load(
 ) -> "Sampler":
     """A :class:`Sampler` of a snapshot.
 
+    From then on float32 products of the whole process are TF32's on a GPU that has them, as in training.
+
     Args:
         path_or_hub_id: a .safetensors file of a run, teacher or CTM; a folder with ``model.safetensors``; or
             ``user/name`` on the Hugging Face Hub (extra ``hub``), unless there is such a path.

@@ -13,7 +13,7 @@ from torch import nn
 from ctm_fast.data import ImageDataset, load_dataset
 from ctm_fast.distributed import agree, of_first, together, wait_for_all
 from ctm_fast.errors import CheckpointError, ConfigError, DataError
-from ctm_fast.files import atomic_write
+from ctm_fast.files import atomic_write, file_sha256
 from ctm_fast.losses.distance import Distance
 from ctm_fast.models.features import FeatureNetwork
 from ctm_fast.training.compile_report import measure
@@ -232,8 +232,7 @@ def _checked(option: str, path: Path | None, config: RunConfig, load: Callable[[
         load(path, config)
     except CheckpointError as error:
         raise CheckpointError(f"{option} {error}") from error
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _take_over(run: Path, given: dict[str, Path | None]) -> None:

@@ -119,6 +119,7 @@ def test_progress_ends_with_all_images() -> None:
     ("settings", "message"),
     [
         ({"batch": 0}, "batch: expected a positive integer, got 0"),
+        ({"probe_count": 0}, "probe_count: expected a positive integer, got 0"),
         ({"seed": -1}, "seed: expected 0 to 2147483647, got -1"),
         ({"seed": 2**31}, "seed: expected 0 to 2147483647, got 2147483648"),
     ],

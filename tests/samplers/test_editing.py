@@ -8,7 +8,15 @@ from torch import Tensor
 
 from ctm_fast.analytic import Gaussian
 from ctm_fast.diffusion import karras_sigmas, sampler_sigmas
-from ctm_fast.samplers import Colourisation, Inpainting, Operator, SuperResolution, from_stroke, restore
+from ctm_fast.samplers import (
+    Colourisation,
+    Inpainting,
+    Operator,
+    SuperResolution,
+    from_stroke,
+    renoise_levels,
+    restore,
+)
 from tests.worlds import assert_marginal, rotated_gaussian
 
 MASK = torch.zeros(1, 1, 8, 8)
@@ -47,6 +55,28 @@ def test_restored_images_measure_as_given(operator: Operator, gamma: float) -> N
     found = restore(world.jump, x_T, sigmas, operator=operator, measurement=y, noise=noise_from(0), gamma=gamma)
     assert (operator.forward(found) - y).abs().max() < 1e-6 * max(1.0, float(y.abs().max()))
     assert (found - truth).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+def test_on_the_way_the_measurement_is_as_noisy_as_the_image(gamma: float) -> None:
+    """After step i the known pixels are y + s z + sqrt(t'^2 - s^2) z', each noise by its number; no z at sigma_min."""
+    truth = Gaussian.isotropic(0.5, (3, 8, 8)).sample(2, torch.Generator().manual_seed(0))
+    operator, noise, sigmas = Inpainting(MASK), noise_from(4), sampler_sigmas(4).tolist()
+    seen: list[Tensor] = []
+    restore(
+        lambda x, t, s: torch.zeros_like(x),
+        torch.zeros_like(truth),
+        sigmas,
+        operator=operator,
+        measurement=operator.forward(truth),
+        noise=noise,
+        gamma=gamma,
+        callback=lambda i, x: seen.append(x),
+    )
+    for i, s in enumerate(renoise_levels(sigmas, gamma)[:-1]):
+        z, again = noise(4 + i, truth), noise(i, truth)
+        expected = truth + (s * z if gamma < 1 else 0) + (sigmas[i + 1] ** 2 - s**2) ** 0.5 * again
+        torch.testing.assert_close(operator.forward(seen[i]), operator.forward(expected))
 
 
 def test_a_user_operator_serves() -> None:

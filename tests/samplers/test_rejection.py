@@ -47,6 +47,7 @@ def test_messages() -> None:
         ({"counts": {1: 0}}, "counts: expected positive numbers, got 0 for class 1"),
         ({"counts": {1: 2}, "oversampling": -0.5}, "oversampling: expected a finite number"),
         ({"counts": {1: 2}, "oversampling": math.nan}, "oversampling: expected a finite number"),
+        ({"counts": {1: 2}, "first_seed": -1}, "first_seed: expected a seed from 0 on, got -1"),
         ({"counts": {1: 2}, "batch": 0}, "batch: expected a positive integer"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -338,6 +338,14 @@ def test_churn_is_the_published_formula() -> None:
     plain = heun_sample(world.denoise, x, [5.0, 1.0])
     still = heun_sample(world.denoise, x, [5.0, 1.0], churn=Churn(0.0), noise=lambda i, x: torch.ones_like(x))
     assert torch.equal(plain, still)
+    seen: list[Tensor] = []
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(x)
+        return x
+
+    heun_sample(denoise, x, [5.0, 1.0], churn=Churn(0.4, inflation=1.1), noise=lambda i, x: torch.ones_like(x))
+    torch.testing.assert_close(seen[0], x + 1.1 * math.sqrt(6.0**2 - 5.0**2))
     with pytest.raises(ValueError, match=r"^noise: expected a callable with churn, got None$"):
         heun_sample(world.denoise, x, [5.0, 1.0], churn=churn)
     with pytest.raises(LevelError, match="amount, inflation"):

@@ -1,7 +1,9 @@
 """The sampler: an image is a function of its seed and class, in whatever company it is made."""
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from ctm_fast import hub
-from ctm_fast.diffusion.schedule import karras_sigmas, sampler_sigmas
+from ctm_fast.diffusion.schedule import Levels, karras_sigmas, sampler_sigmas
 from ctm_fast.errors import CheckpointError, ConfigError, LevelError
 from ctm_fast.models import CTM, EDMDenoiser, load_model, save_model
 from ctm_fast.ops import Stream, gamma_step, philox_normal, philox_words
 from ctm_fast.ops.reference import philox_normal as reference
 from ctm_fast.sample import load
-from ctm_fast.samplers import euler_sample, heun_sample, initial_noise, renoise_levels
+from ctm_fast.samplers import euler_sample, evaluations, generate, heun_sample, initial_noise, renoise_levels
 from ctm_fast.serving import Sampler
+from ctm_fast.serving.pixels import to_pictures
 from tests.models.small import SMALL, random_network
 from tests.snapshots import save_snapshot, small_config
 
@@ -122,6 +125,23 @@ def test_pil(sampler: Sampler) -> None:
         assert isinstance(picture, Image.Image)
         assert (picture.size, picture.mode) == ((8, 8), "L")
         assert np.array_equal(np.asarray(picture), array[..., 0])
+
+
+def test_pictures_in_colour(generator: torch.Generator) -> None:
+    pixels = torch.randint(256, (2, 4, 5, 3), generator=generator, dtype=torch.uint8)
+    for picture, array in zip(to_pictures(pixels), pixels, strict=True):
+        assert (picture.size, picture.mode) == ((5, 4), "RGB")
+        assert np.array_equal(np.asarray(picture), array)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["ctm", "teacher"])
+def test_evaluations_are_counted_right(snapshots: dict[str, Path], kind: str, steps: int) -> None:
+    model = load(snapshots[kind], device="cpu").model
+    calls = []
+    model.net.register_forward_hook(lambda *_: calls.append(1))
+    generate(model, Levels(), torch.arange(2), torch.zeros(2, dtype=torch.int64), steps=steps)
+    assert len(calls) == evaluations(model, steps)
 
 
 def test_no_seeds(sampler: Sampler) -> None:
@@ -329,6 +349,33 @@ def test_bad_arguments(
     with pytest.raises((ConfigError, LevelError), match=message) as caught:
         sampler(**{"seeds": [0, 1], **arguments})
     assert isinstance(caught.value, ValueError)
+
+
+def test_the_models_device_is_current_in_every_thread(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread begins with cuda:0, on which Triton would launch kernels for memory of cuda:1."""
+    seen: list[object] = []
+    current: list[object] = []
+
+    @contextlib.contextmanager
+    def device(chosen: object) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.pop()
+
+    def run(*args: object, **kwargs: object) -> Tensor:
+        seen.append(list(current))
+        return torch.zeros(1, 1, 8, 8)
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(sampler._engine, "device", torch.device("cuda", 1))
+    monkeypatch.setattr(sampler._engine, "_eager", run)
+    monkeypatch.setattr(sampler._engine, "_capture", run)
+    sampler([0])
+    sampler.warmup([1])
+    with sampler.serve() as server:
+        server.submit([0]).result()
+    assert seen == [[torch.device("cuda", 1)]] * 3
+    assert current == []
 
 
 def test_bad_load(snapshots: dict[str, Path], tmp_path: Path) -> None:

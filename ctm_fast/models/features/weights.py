@@ -1,6 +1,5 @@
 """Published weights on disk: found, checked and read without running anything that lies in the file."""
 
-import hashlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ctm_fast.errors import CheckpointError, ConfigError
+from ctm_fast.files import file_sha256
 from ctm_fast.models.published import read_state_dict
 from ctm_fast.models.published.tensors import StoredTensors
 
@@ -46,12 +46,6 @@ def read_weights(
     if sha256 is not None and (found := file_sha256(path)) != sha256:
         raise CheckpointError(f"{path}: expected sha256 {sha256}, got {found}")
     return _checked(path, tensors, expected, tuple(unused))
-
-
-def file_sha256(path: str | Path) -> str:
-    """Of the file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checked(path: Path, tensors: StoredTensors, expected: Shapes, unused: tuple[str, ...]) -> dict[str, Tensor]:
