@@ -68,18 +68,19 @@ def start_ranks(device: str | None) -> tuple[Ranks, torch.device]:
     if "WORLD_SIZE" not in os.environ:
         return Ranks(), find_device(device)
     ranks = Ranks(_variable("RANK"), _variable("WORLD_SIZE"), _variable("LOCAL_RANK"))
-    chosen = find_device(device)
-    if chosen.type == "cuda":
+    if torch.cuda.is_available() and device != "cpu":
         # Both of these on every rank of this machine: one that went on would wait for the others.
-        if chosen != torch.device("cuda"):
+        if device not in (None, "cuda"):
             raise ConfigError(
                 f"--device: expected cuda under torchrun, where local rank n takes cuda:n, got {device!r}"
             )
         count, here = torch.cuda.device_count(), _variable("LOCAL_WORLD_SIZE")
         if here > count:
             raise ConfigError(f"--nproc-per-node: expected at most {count}, a GPU for each rank, got {here}")
+        torch.cuda.set_device(ranks.local_rank)  # first, or every rank takes memory of GPU 0
+    chosen = find_device(device)
+    if chosen.type == "cuda":
         chosen = torch.device("cuda", ranks.local_rank)
-        torch.cuda.set_device(chosen)
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen, timeout=PATIENCE)
     else:
         dist.init_process_group("gloo", timeout=PATIENCE)

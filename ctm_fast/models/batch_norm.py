@@ -45,7 +45,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         sums = _SumOverRanks.apply(torch.cat([moved.sum((0, 2, 3)), moved.square().sum((0, 2, 3)), count]))
         total = sums[-1]
         mean, square = sums[:channels] / total, sums[channels:-1] / total
-        variance = square - mean.square()
+        variance = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
             self.num_batches_tracked += 1
             finite = sums.isfinite().all()  # else the step will be void, and the next ones need a centre

@@ -175,8 +175,9 @@ class RunConfig:
     student_sha256: str = ""
     """Of the file given as ``--student``, filled in by the run; empty if it starts from the teacher."""
     sigma_data: float = 0.5
-    precision: str = "fp32"
-    """What the network computes in; weights, losses and preconditioning stay in float32."""
+    precision: str = "auto"
+    """What the network computes in: fp32, bf16 or fp16; ``auto``, which the run resolves, is bf16 on a GPU, fp32 on a
+    CPU. Weights, losses and preconditioning stay in float32."""
     data: DataConfig = field(default_factory=DataConfig)
     levels: Levels = field(default_factory=Levels)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -201,7 +202,9 @@ class RunConfig:
         _expect(0 <= self.seed < 2**29, "seed", "0 <= seed < 2^29", self.seed)
         _expect(self.stages in _STRETCHES, "stages", "a stretch of teacher,ctm,gan", self.stages)
         _expect(self.sigma_data > 0, "sigma_data", "a positive number", self.sigma_data)
-        _expect(self.precision in PRECISIONS, "precision", " or ".join(PRECISIONS), self.precision)
+        _expect(
+            self.precision in ("auto", *PRECISIONS), "precision", f"auto or {' or '.join(PRECISIONS)}", self.precision
+        )
         _expect(1 <= self.levels.rho <= 100, "levels.rho", "1 <= rho <= 100", self.levels.rho)
         for key in ("snapshot_every", "log_every", "max_skipped"):
             _expect(getattr(self, key) > 0, key, "a positive number", getattr(self, key))
@@ -307,7 +310,8 @@ def _check_gan(gan: GANConfig) -> None:
     _expect(gan.fake in FAKES, "gan.fake", " or ".join(FAKES), gan.fake)
     _expect(1 <= gan.discriminator_width <= 1024, "gan.discriminator_width", "1 to 1024", gan.discriminator_width)
     _expect(gan.discriminator_lr > 0, "gan.discriminator_lr", "a positive number", gan.discriminator_lr)
-    for key in ("start", "gan_weight", "r1"):
+    _expect(gan.gan_weight > 0, "gan.gan_weight", "a positive number", gan.gan_weight)
+    for key in ("start", "r1"):
         _expect(getattr(gan, key) >= 0, f"gan.{key}", "a number not below 0", getattr(gan, key))
 
 

@@ -151,6 +151,7 @@ class CTMStage(Stage):
                     labels=labels,
                     seeds=batches.seeds(positions),
                     step=step,
+                    dropout_seed=(self.dropout_seed(step, positions) + 1) % 2**32,  # not the masks of the target
                 )
             )
         return pieces, jumps.k

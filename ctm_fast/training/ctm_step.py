@@ -36,7 +36,8 @@ class Piece:
 
     ``way`` [k + 1, B] leads the solver from t = way[0] to u = way[k]; ``stays_u`` and ``stays_end`` [B] say, on the
     host, where s = u and where s = sigma_min, so that no network need be asked (False where it is to be, though).
-    ``seeds`` [B] and ``step`` are those of augmentations.
+    ``seeds`` [B] and ``step`` are those of augmentations; ``dropout_seed`` starts torch's generator for the passes that
+    are walked back.
     """
 
     x0: Tensor
@@ -50,6 +51,7 @@ class Piece:
     labels: Tensor | None
     seeds: Tensor
     step: int
+    dropout_seed: int = 0
 
     @property
     def x_t(self) -> Tensor:
@@ -160,6 +162,7 @@ class CTMStep:
         terms: dict[str, list[Tensor]] = {}
         lambdas: dict[str, Tensor] = {}
         for piece, target in pieces:
+            torch.manual_seed(piece.dropout_seed)
             if self.settings.dsm_weight > 0:
                 # Walked back first, so that its activations are gone before those of the longer way are there.
                 with stores["dsm"].collecting():

@@ -6,7 +6,7 @@ casts are part of the graph, so gradients arrive in float32. Norm statistics, so
 preconditioning and losses stay in float32 by the way they are written. So training needs no ``torch.autocast``.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ def compute_dtype(name: str) -> torch.dtype:
     return PRECISIONS[name]
 
 
-def default_precision(device: torch.device) -> str:
-    """bf16 on GPUs that compute in it, else fp32."""
+def resolve(name: str, device: torch.device) -> str:
+    """``name``; for ``auto``, bf16 on GPUs that compute in it, else fp32."""
+    if name != "auto":
+        return name
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
@@ -55,11 +57,6 @@ class LossScale:
     def scale(self, loss: Tensor) -> Tensor:
         """The loss to differentiate."""
         return loss * self.value
-
-    @torch.no_grad()
-    def unscale_(self, gradients: Iterable[Tensor]) -> None:
-        """Divide in place, where the gradients are needed before the optimizer's pass, to clip them."""
-        torch._foreach_mul_(list(gradients), self.value.reciprocal())
 
     @torch.no_grad()
     def update(self, found_inf: Tensor) -> None:

@@ -24,6 +24,7 @@ from ctm_fast.training.features import check_features, feature_networks, named
 from ctm_fast.training.gan_stage import GANStage
 from ctm_fast.training.log import check_tensorboard
 from ctm_fast.training.loop import run_stage
+from ctm_fast.training.precision import resolve
 from ctm_fast.training.reference import Reference
 from ctm_fast.training.regions import Regions, Timer
 from ctm_fast.training.report import write_report
@@ -122,6 +123,7 @@ def _prepare(
     dataset = _dataset(config)
     config = replace(
         config,
+        precision=resolve(config.precision, execution.device),
         data_sha256=_digest(dataset),
         teacher_sha256=_checked("--teacher", teacher, config, load_teacher),
         student_sha256=_checked("--student", student, config, load_student),

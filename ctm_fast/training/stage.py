@@ -17,7 +17,7 @@ from ctm_fast.training.execution import Execution
 from ctm_fast.training.finite import FiniteGuard
 from ctm_fast.training.memory_order import local
 from ctm_fast.training.placement import placement
-from ctm_fast.training.precision import LossScale, compute_dtype
+from ctm_fast.training.precision import LossScale, compute_dtype, resolve
 from ctm_fast.training.radam import RAdam
 
 Optimizer = RAdam | torch.optim.Adam
@@ -47,7 +47,8 @@ class Stage(ABC):
         self.config = config
         self.settings = settings
         self.execution = execution
-        model.dtype = compute_dtype(config.precision)
+        precision = resolve(config.precision, execution.device)
+        model.dtype = compute_dtype(precision)
         self.model = model.to(execution.device).requires_grad_(True).train()
         self.model.net.embedding.label_dropout = 0.0  # labels come from Batches, the same to all networks of a step
         if execution.checkpoint_blocks:
@@ -62,7 +63,7 @@ class Stage(ABC):
         self.passes = 0
         """Forward passes of the network that this rank has made, times images; a backward one counts as two."""
         self.guard = FiniteGuard(config.max_skipped, execution.device)
-        self.loss_scale = LossScale(execution.device) if config.precision == "fp16" else None
+        self.loss_scale = LossScale(execution.device) if precision == "fp16" else None
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +95,11 @@ class Stage(ABC):
 
     def seed_dropout(self, step: int, positions: slice) -> None:
         """Dropout is the one draw from torch's own generator: with this it too is a function of its step and place."""
-        torch.manual_seed(dropout_seed(self.config.stage_seed(self.name), step, positions.start))
+        torch.manual_seed(self.dropout_seed(step, positions))
+
+    def dropout_seed(self, step: int, positions: slice) -> int:
+        """Of torch's generator for the samples at ``positions``, below 2^32."""
+        return dropout_seed(self.config.stage_seed(self.name), step, positions.start)
 
     def scale(self, loss: Tensor) -> Tensor:
         """``loss`` times the scale of its gradients."""

@@ -16,7 +16,7 @@ from ctm_fast.models import ARCHITECTURES, CTM, build_network
 from ctm_fast.nn import GroupNorm
 from ctm_fast.ops import attention
 from ctm_fast.training.finite import FiniteGuard
-from ctm_fast.training.precision import LossScale, compute_dtype, default_precision
+from ctm_fast.training.precision import LossScale, compute_dtype, resolve
 from ctm_fast.training.radam import RAdam
 
 CPU = torch.device("cpu")
@@ -172,7 +172,7 @@ def test_float16_recovers_from_overflow() -> None:
             assert all(torch.equal(value, start[name]) for name, value in ctm.state_dict().items())
             first = step
             copies = {name: p.grad.clone() for name, p in ctm.named_parameters() if p.grad is not None}
-            scale.unscale_(copies.values())
+            torch._foreach_div_(list(copies.values()), scale.value)
             assert distance(copies, exact) < 8 * HALVES["fp16"]
         optimizer.step()
         scale.update(optimizer.found_inf)
@@ -201,6 +201,6 @@ def test_scale_goes_on_from_its_state() -> None:
 
 def test_names() -> None:
     assert compute_dtype("bf16") == torch.bfloat16
-    assert default_precision(CPU) == "fp32"
+    assert resolve("auto", CPU) == "fp32" and resolve("fp16", CPU) == "fp16"
     with pytest.raises(ConfigError, match="precision: expected one of fp32, bf16, fp16, got 'half'"):
         compute_dtype("half")

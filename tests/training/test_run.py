@@ -393,7 +393,7 @@ def test_every_file_says_what_it_is_of(config: RunConfig, uninterrupted: tuple[P
     run = uninterrupted[0]
     tree = json.loads((run / "config.json").read_text())["config"]
     assert len(tree["data_sha256"]) == 64
-    assert tree == {**to_dict(config), "data_sha256": tree["data_sha256"]}
+    assert tree == {**to_dict(config), "data_sha256": tree["data_sha256"], "precision": "fp32"}
     snapshots = list(run.glob("snapshot-*.safetensors"))
     assert len(snapshots) == 6
     for path in snapshots:
