@@ -175,7 +175,12 @@ def test_streams() -> None:
     """Numbers are for ever: another would give a seed other noise."""
     sampling = {"X_T": 0, "RENOISE": 1, "CHURN": 2, "LANGEVIN": 3}
     training = {"TRAIN": 4, "DSM": 5}
-    likelihood = {"DEQUANTISE": 6, "PROBE": 7, "BOUND": 8}
+    likelihood = {
+        "DEQUANTISE": 6,
+        "PROBE": 7,
+        "BOUND": 8,
+        "LABEL": 9,
+    }
     assert dict(Stream.__members__) == sampling | training | likelihood
 
 
