@@ -29,8 +29,9 @@ LEVELS = Levels()
 SAMPLER = Way("Sampler, warm", None)
 COLD = Way("Sampler", None)
 BARE = Way("network, packed", None)
+AROUND = Way("Sampler around it", None)
 PLAIN = Way("plain NCHW", "reference")
-OVERHEAD = 1.02
+OVERHEAD = 0.02
 """Time over that of the bare network."""
 
 on_a_cpu = pytest.mark.skipif(DEVICE.type != "cpu", reason="the figures of a GPU are bench_unet's and bench_sample's")
@@ -82,22 +83,26 @@ def test_throughput(benchmark: BenchmarkFixture) -> None:
 
 @on_a_cpu
 @pytest.mark.parametrize("batch", [1, BATCH])
-def test_overhead(benchmark: BenchmarkFixture, batch: int) -> None:
-    """The sampler over its own network alone: checks of the arguments, noise, preconditioning, clamp."""
+def test_overhead(benchmark: BenchmarkFixture, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampler around a network that answers at once: checks of the arguments, noise, preconditioning, clamp."""
     sampler = warm(batch)
     net = sampler._engine._serving.net
     x, t = torch.randn(batch, 3, 32, 32), torch.full((batch,), LEVELS.sigma_max)
     s = torch.full((batch,), LEVELS.sigma_min)
+    forward = net.forward
+    with torch.no_grad():
+        answer = forward(x, t, s)
+    monkeypatch.setattr(net, "forward", lambda *_: answer)
 
     @torch.no_grad()
     def bare() -> Tensor:
-        return net(x, t, s)
+        return forward(x, t, s)
 
-    calls: dict[Way, Call] = {BARE: bare, SAMPLER: lambda: sampler(range(batch))}
+    calls: dict[Way, Call] = {BARE: bare, AROUND: lambda: sampler(range(batch))}
     result = compare(benchmark, calls, baseline=BARE)
-    if len(result.times[SAMPLER.name]) < ROUNDS:
+    if len(result.times[AROUND.name]) < ROUNDS:
         return
-    assert result.ratio(SAMPLER.name) <= OVERHEAD, f"{result}: expected at most {OVERHEAD}"
+    assert result.ratio(AROUND.name) <= OVERHEAD, f"{result}: expected at most {OVERHEAD}"
 
 
 @on_a_cpu
