@@ -18,6 +18,12 @@ from ctm_fast.models.features.inception import ScriptedInception
 from ctm_fast.models.features.weights import file_sha256, package_file
 
 NAMES = ("efflite0", "inception", "indomain", "dinov2")
+_TITLES = {
+    "kid": ("KID", "kernel distance"),
+    "frechet": ("FID", "Frechet distance"),
+    "spatial-frechet": ("sFID", "spatial Frechet distance"),
+    "inception-score": ("Inception score", "class score"),
+}
 _SPATIAL_TAP, _SPATIAL_CHANNELS = 10, 7  # EfficientNet-Lite0: 14x14 pixels, as many channels as sFID takes
 
 
@@ -55,10 +61,10 @@ class Extractor:
             raise ConfigError(f"extractor {self.name}: expected features [B, D], got {list(features.pooled.shape)}")
         return features
 
-    @property
-    def frechet_name(self) -> str:
-        """What its Frechet distance is called: FID is that of TensorFlow's Inception alone."""
-        return "FID" if self.name == "inception" else f"Frechet distance ({self.name})"
+    def title(self, metric: str) -> str:
+        """What its metric is called: the names that have Inception in them are of TensorFlow's Inception alone."""
+        famous, plain = _TITLES.get(metric, (metric, metric))
+        return famous if self.name == "inception" else plain
 
 
 def inception(path: str | Path, device: torch.device | str = "cpu") -> Extractor:
@@ -105,16 +111,18 @@ def dinov2(path: str | Path, device: torch.device | str = "cpu") -> Extractor:
     )
 
 
-def in_domain(images: Tensor, labels: Tensor, *, num_classes: int, data: str, seed: int = 0) -> Extractor:
+def in_domain(
+    images: Tensor, labels: Tensor, *, num_classes: int, data: str, seed: int = 0, steps: int = 1000
+) -> Extractor:
     """A small classifier, trained here and now on 80 % of these images; features are what its last layer sees.
 
     Args:
         images: uint8 [n, C, H, W], on the device to train on.
         labels: int64 [n].
         data: the name of the data set, for the record.
-        seed: of the training.
+        seed, steps: of the training.
     """
-    network, held_out = train_classifier(to_float(images), labels, num_classes=num_classes, seed=seed)
+    network, held_out = train_classifier(to_float(images), labels, num_classes=num_classes, seed=seed, steps=steps)
     assert isinstance(network, nn.Sequential)
     take_first_ranks(network)
     size = f"{images.shape[2]}x{images.shape[3]}"

@@ -23,7 +23,7 @@ class FeatureTable:
     def update(self, features: Tensor, index: Tensor) -> None:
         """Put features [b, D] at ``index`` [b]."""
         self.features[index] = features.float()
-        self._seen[index] += 1
+        self._seen.index_add_(0, index, torch.ones_like(index, dtype=torch.int32))
 
     def all_reduce(self) -> None:
         """Give every rank all features; nothing where there is no process group.

@@ -174,7 +174,8 @@ def compare(
             continue
         if metric == "frechet":
             pair = None if halves is None else halves.moments
-            found[metric] = _frechet(samples.moments, None if reference is None else reference.moments, _pair(stored), pair)
+            real = None if reference is None else reference.moments
+            found[metric] = _frechet(samples.moments, real, _pair(stored), pair)
         elif metric == "spatial-frechet":
             found[metric] = _spatial(samples, reference, stored)
         elif metric == "inception-score":

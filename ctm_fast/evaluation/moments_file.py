@@ -43,8 +43,8 @@ class StoredMoments:
         """
         mine = {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize}
         theirs = {"name": "inception"} if self.record is None else self.record["extractor"]
-        for key in theirs.keys() & mine.keys():
-            if theirs[key] != mine[key]:
+        for key in mine:
+            if key in theirs and theirs[key] != mine[key]:
                 what = f"the extractor's {key}" if key != "name" else "the extractor"
                 raise DataError(f"reference: {self.path}: {what} is {theirs[key]} there and {mine[key]} here")
 
