@@ -10,25 +10,26 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from ctm_fast import __version__, runtime
+from ctm_fast.data import ImageDataset, load_dataset
+from ctm_fast.data.decode import Misfit, decode
+from ctm_fast.data.images import Arrays
+from ctm_fast.data.sources import open_source
 from ctm_fast.diffusion.images import to_uint8
+from ctm_fast.distributed import Ranks, finish, start_ranks
 from ctm_fast.errors import ConfigError, DataError
 from ctm_fast.evaluation import extractors
 from ctm_fast.evaluation.extractors import Extractor
-from ctm_fast.evaluation.measure import METRICS, Summary, check_metrics, compare, summarise, warnings
+from ctm_fast.evaluation.measure import METRICS, check_metrics, compare, summarise, warnings
 from ctm_fast.evaluation.moments_file import StoredMoments, has_moments, read_moments, write_moments
 from ctm_fast.files import atomic_write
 from ctm_fast.models.features.weights import file_sha256
 from ctm_fast.sample import parse_range
 from ctm_fast.serving import load
-from ctm_fast.training.data import ImageDataset, load_dataset
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _STORED = "as stored"
 _ROUNDED = "127.5 x + 127.5 to nearest, halves to even"
 
@@ -48,7 +49,15 @@ def main() -> None:
     metrics = METRICS if arguments.metrics is None else tuple(arguments.metrics.split(","))
     check_metrics(metrics)
     _check_arguments(arguments)
-    device = _start(arguments.device, arguments.threads)
+    runtime.prepare(arguments.device, arguments.threads)
+    ranks, device = start_ranks(arguments.device)
+    try:
+        _evaluate(arguments, metrics, ranks, device)
+    finally:
+        finish()
+
+
+def _evaluate(arguments: Any, metrics: Sequence[str], ranks: Ranks, device: torch.device) -> None:
     samples = _samples(arguments, device)
     dataset, stored = _reference(arguments, samples)
     if dataset is None and arguments.save_stats is not None:
@@ -58,18 +67,12 @@ def main() -> None:
         stored = None  # ADM's batches have images besides, which every extractor can take
     if stored is not None and not arguments.force:
         stored.check(extractor)
-    rank, ranks = _rank()
-    summaries: list[Summary | None] = []
-    real = None if dataset is None else _of_dataset(dataset, device)
-    for name, images in (("samples", samples), ("reference", real)):
-        if images is None:
-            summaries.append(None)
-            continue
-        batches = _batches(images, arguments.batch, rank, ranks, name)
-        of_reference = samples.count if name == "reference" else None
-        summaries.append(summarise(extractor, batches, images.count, metrics, samples=of_reference))
-    made, reference = summaries
-    assert made is not None
+    made = summarise(extractor, _batches(samples, arguments.batch, ranks, "samples"), samples.count, metrics)
+    real, reference = None, None
+    if dataset is not None:
+        real = _of_dataset(dataset, device)
+        batches = _batches(real, arguments.batch, ranks, "reference")
+        reference = summarise(extractor, batches, real.count, metrics, samples=samples.count)
     record = {
         "ctm_fast": __version__,
         "extractor": {
@@ -80,19 +83,20 @@ def main() -> None:
             **extractor.facts,
         },
         "samples": {"count": samples.count, **samples.facts},
-        "reference": _reference_facts(real, stored),
+        "reference": _reference_facts(real, stored, arguments.split),
         "forced": arguments.force,
         "warnings": warnings(made, reference, stored),
         "metrics": compare(made, reference, stored, metrics),
     }
-    if rank == 0:
-        if arguments.save_stats is not None and reference is not None:
-            kept = {"extractor": record["extractor"], "reference": record["reference"]}
-            write_moments(arguments.save_stats, reference.moments, reference.spatial, kept)
-        if arguments.out is not None:
-            text = json.dumps(record, indent=2) + "\n"
-            atomic_write(arguments.out, lambda file: file.write(text.encode()))
-        print(_text(record, extractor))
+    if not ranks.is_first:
+        return
+    if arguments.save_stats is not None and reference is not None:
+        kept = {"extractor": record["extractor"], "reference": record["reference"]}
+        write_moments(arguments.save_stats, reference.moments, reference.spatial, kept)
+    if arguments.out is not None:
+        text = json.dumps(record, indent=2) + "\n"
+        atomic_write(arguments.out, lambda file: file.write(text.encode()))
+    print(_text(record, extractor))
 
 
 def _check_arguments(arguments: Any) -> None:
@@ -115,41 +119,26 @@ def _check_arguments(arguments: Any) -> None:
         raise ConfigError(f"--save-stats: expected a name that ends in .npz, got {arguments.save_stats}")
 
 
-def _start(device: str | None, threads: int | None) -> torch.device:
-    """The device; under torchrun, that of the local rank, once all ranks have met."""
-    if "WORLD_SIZE" not in os.environ:
-        return runtime.prepare(device, threads)
-    if device is None and torch.cuda.is_available():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    chosen = runtime.prepare(device, threads)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return chosen
-
-
-def _rank() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
 def _samples(arguments: Any, device: torch.device) -> Images:
     if arguments.network is not None:
         return _of_network(arguments, device)
-    path = arguments.samples
-    if path.is_dir():
-        return _of_directory(path, device)
-    if path.suffix != ".npz" or not path.is_file():
-        raise DataError(f"--samples: expected a directory of images or a FILE.npz, got {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            pixels = file["arr_0"]
-    except Exception as error:  # a broken archive may fail at any depth
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise DataError(f"--samples: cannot read arr_0 in {path}: {reason}") from error
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
-        got = f"{pixels.dtype} {list(pixels.shape)}"
-        raise DataError(f"--samples: {path}: expected uint8 [N, H, W, 1 or 3], got {got}")
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    facts = {"source": str(path), "sha256": file_sha256(path), "rounding": _STORED}
-    return _in_memory(images, device, facts)
+        size = _resolution(arguments.samples)
+        return _of_dataset(load_dataset(arguments.samples, resolution=size, labels=False), device)
+    except DataError as error:
+        raise DataError(f"--samples: {error}") from error
+
+
+def _resolution(source: str) -> int:
+    """The height of the first image."""
+    with open_source(source, resolution=None, labels=False, split="train") as found:
+        if isinstance(found, Arrays):
+            shape = found.pixels.shape
+            return int(shape[1]) if len(shape) == 4 else 0
+        try:
+            return decode(next(iter(found.files))).height
+        except Misfit as misfit:
+            raise DataError(f"data: {found.path}: cannot take {misfit.got}") from misfit
 
 
 def _of_network(arguments: Any, device: torch.device) -> Images:
@@ -177,45 +166,6 @@ def _of_network(arguments: Any, device: torch.device) -> Images:
     return Images(len(seeds), (net.img_channels, net.img_resolution, net.img_resolution), read, facts)
 
 
-def _of_directory(path: Path, device: torch.device) -> Images:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise DataError(f"--samples: expected images ({', '.join(_SUFFIXES)}) in {path}, got none")
-    first = _decode(files[0])
-
-    def read(index: Sequence[int]) -> Tensor:
-        images = [_decode(files[i]) for i in index]
-        for i, image in zip(index, images, strict=True):
-            if image.shape != first.shape:
-                expected, got = list(first.shape), list(image.shape)
-                raise DataError(f"--samples: {files[i]}: expected pixels {expected} as in {files[0]}, got {got}")
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device)
-
-    height, width, channels = first.shape
-    facts = {"source": str(path), "rounding": _STORED}
-    return Images(len(files), (channels, height, width), read, facts)
-
-
-def _decode(file: Path) -> Any:
-    """Pixels [H, W, C] uint8."""
-    try:
-        with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
-            if image.mode not in ("L", "RGB"):
-                raise DataError(f"--samples: {file}: expected 8-bit grey or RGB, got mode {image.mode}")
-            pixels = np.array(image)
-    except DataError:
-        raise
-    except Exception as error:  # a broken file may fail at any depth
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise DataError(f"--samples: cannot read {file}: {reason}") from error
-    return pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-def _in_memory(images: Tensor, device: torch.device, facts: dict[str, Any]) -> Images:
-    channels, height, width = images.shape[1:]
-    return Images(len(images), (channels, height, width), lambda index: images[list(index)].to(device), facts)
-
-
 def _reference(arguments: Any, samples: Images) -> tuple[ImageDataset | None, StoredMoments | None]:
     """Real images, moments, or both, as ADM's reference batches have them."""
     source = arguments.reference
@@ -225,16 +175,14 @@ def _reference(arguments: Any, samples: Images) -> tuple[ImageDataset | None, St
             if "arr_0" not in file.files:
                 return None, stored
     labels = arguments.extractor in ("indomain", f"indomain:{source}")
-    return _dataset("--reference", source, samples, labels=labels), stored
+    return _dataset("--reference", source, samples, labels=labels, split=arguments.split), stored
 
 
-def _dataset(option: str, source: str, like: Images, *, labels: bool) -> ImageDataset:
+def _dataset(option: str, source: str, like: Images, *, labels: bool, split: str = "train") -> ImageDataset:
     """Real images of the samples' size."""
-    channels, height, width = like.shape
-    if height != width:
-        raise DataError(f"--samples: expected square images, got {height}x{width}")
+    channels, height, _ = like.shape
     try:
-        return load_dataset(source, resolution=height, channels=channels, labels=labels)
+        return load_dataset(source, resolution=height, channels=channels, labels=labels, split=split)
     except DataError as error:
         raise DataError(f"{option}: {error}") from error
 
@@ -243,7 +191,9 @@ def _of_dataset(dataset: ImageDataset, device: torch.device) -> Images:
     images = dataset.images
     digest = hashlib.sha256(f"{list(images.shape)}".encode())
     digest.update(images.cpu().contiguous().numpy().tobytes())
-    return _in_memory(images, device, {"source": dataset.name, "sha256": digest.hexdigest(), "rounding": _STORED})
+    channels, height, width = images.shape[1:]
+    facts = {"source": dataset.name, "sha256": digest.hexdigest(), "rounding": _STORED}
+    return Images(len(images), (channels, height, width), lambda index: images[list(index)].to(device), facts)
 
 
 def _extractor(arguments: Any, samples: Images, dataset: ImageDataset | None, device: torch.device) -> Extractor:
@@ -263,16 +213,16 @@ def _extractor(arguments: Any, samples: Images, dataset: ImageDataset | None, de
     return extractors.in_domain(images, labels, num_classes=dataset.num_classes, data=dataset.name)
 
 
-def _batches(images: Images, batch: int, rank: int, ranks: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(images: Images, batch: int, ranks: Ranks, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's share of the batches, with progress on rank 0."""
-    starts = range(rank * batch, images.count, ranks * batch)
-    for start in tqdm(starts, desc=name, unit="batch", disable=None if rank == 0 else True):
+    starts = range(ranks.rank * batch, images.count, ranks.size * batch)
+    for start in tqdm(starts, desc=name, unit="batch", disable=None if ranks.is_first else True):
         index = range(start, min(start + batch, images.count))
         yield torch.tensor(index), images.read(index)
 
 
-def _reference_facts(images: Images | None, stored: StoredMoments | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {} if images is None else {"count": images.count, **images.facts}
+def _reference_facts(images: Images | None, stored: StoredMoments | None, split: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {} if images is None else {"count": images.count, **images.facts, "split": split}
     if stored is not None:
         said = {} if stored.record is None else stored.record["reference"]
         facts["moments"] = {"source": str(stored.path), "sha256": stored.sha256, "count": stored.count, "of": said}
@@ -331,12 +281,15 @@ def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _parser() -> runtime.Parser:
     parser = runtime.Parser(prog="python -m ctm_fast.evaluate", description=__doc__)
     add = parser.add_argument
-    add("--samples", type=Path, metavar="DIR|FILE.npz", help="a folder of images, or arr_0 uint8 [N, H, W, C]")
+    add(
+        "--samples", metavar="DIR|FILE", help="a folder of images, a .npz, a .zip: any form that --data of training has"
+    )
     add("--network", type=Path, metavar="FILE", help="a snapshot-*.safetensors to take samples of, instead")
     add("--seeds", default="0-49999", help="of the network's samples (default: 0-49999)")
     add("--steps", type=int, default=1, help="of the network's samples (default: 1)")
     add("--gamma", type=float, default=0.0, help="of the network's samples (default: 0)")
     add("--reference", required=True, metavar="DATA", help="real images, as --data of training, or moments in a .npz")
+    add("--split", default="train", help="of the reference, where it has two: train or test (default: train)")
     add(
         "--extractor",
         default="efflite0",

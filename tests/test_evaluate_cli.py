@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from ctm_fast import evaluate
+from ctm_fast.data.sources import DIGITS
 from ctm_fast.evaluation.classifier import train_classifier
 from ctm_fast.models import CTM
-from ctm_fast.training.data import DIGITS
 from tests.command_line import assert_refused, call
 from tests.models.features.test_inception import random_weights
 from tests.snapshots import save_snapshot
@@ -140,16 +140,17 @@ def test_inception_alone_gives_an_fid(
 @pytest.mark.parametrize(
     ("argv", "names", "parts"),
     [
+        (["--samples", "torn"], "--samples", ["torn.png"]),
         ([], "--samples", ["expected either --samples or --network"]),
         (["--samples", "images", "--network", "network.safetensors"], "--samples", ["either"]),
-        (["--samples", "none"], "--samples", ["expected a directory of images or a FILE.npz"]),
-        (["--samples", "empty"], "--samples", ["expected images", "got none"]),
-        (["--samples", "floats.npz"], "--samples", ["expected uint8 [N, H, W, 1 or 3], got float32 [30, 8, 8, 1]"]),
-        (["--samples", "wide.npz"], "--samples", ["expected square images, got 8x16"]),
+        (["--samples", "none"], "--samples", ["got none, which does not exist"]),
+        (["--samples", "empty"], "--samples", ["empty, which holds no image"]),
+        (["--samples", "floats.npz"], "--samples", ["expected uint8 [N, H, W, C], got float32 [30, 8, 8, 1]"]),
+        (["--samples", "wide.npz"], "--samples", ["expected images of 8x8, got 8x16"]),
         (["--samples", "large.npz"], "--reference", ["expected images of 16x16, got 8x8"]),
         (["--samples", "colour.npz"], "--reference", ["expected 3 channels, got 1"]),
-        (["--samples", "broken.npz"], "--samples", ["cannot read arr_0"]),
-        (["--samples", "mixed"], "--samples", ["expected pixels [8, 8, 1]", "got [9, 9, 1]"]),
+        (["--samples", "broken.npz"], "--samples", ["cannot read broken.npz"]),
+        (["--samples", "mixed"], "--samples", ["8x8", "9x9"]),
         (["--samples", "one.npz"], "images", ["expected at least 2, got 1"]),
         (["--network", "none.safetensors"], "none.safetensors", []),
         (["--network", "nan.safetensors", "--seeds", "5-9"], "--network", ["the image of seed 5 is not finite"]),
@@ -179,6 +180,8 @@ def test_refused(
     Path("mixed").mkdir()
     for size in (8, 9):
         Image.new("L", (size, size)).save(Path("mixed") / f"{size}.png")
+    Path("torn").mkdir()
+    Path("torn/torn.png").write_bytes(b"PNG")
     np.savez("floats.npz", arr_0=np.zeros((30, 8, 8, 1), np.float32))
     np.savez("wide.npz", arr_0=np.zeros((30, 8, 16, 1), np.uint8))
     np.savez("large.npz", arr_0=np.zeros((30, 16, 16, 1), np.uint8))

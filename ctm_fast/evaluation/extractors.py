@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ctm_fast.diffusion.images import to_float
+from ctm_fast.distributed import take_first_
 from ctm_fast.errors import ConfigError
 from ctm_fast.evaluation.classifier import train_classifier
-from ctm_fast.evaluation.reduce import take_first_ranks
 from ctm_fast.models.features import DINOv2, EfficientNetLite0, load_inception
 from ctm_fast.models.features import efficientnet_lite0 as lite0
 from ctm_fast.models.features.inception import ScriptedInception
@@ -124,7 +124,7 @@ def in_domain(
     """
     network, held_out = train_classifier(to_float(images), labels, num_classes=num_classes, seed=seed, steps=steps)
     assert isinstance(network, nn.Sequential)
-    take_first_ranks(network)
+    take_first_(network.state_dict().values())
     size = f"{images.shape[2]}x{images.shape[3]}"
 
     def extract(batch: Tensor) -> Features:

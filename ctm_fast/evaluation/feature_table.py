@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ctm_fast.evaluation.reduce import sum_over_ranks
+from ctm_fast.distributed import sum_over_ranks_
 
 
 class FeatureTable:
@@ -30,8 +30,8 @@ class FeatureTable:
 
         Raises ValueError where an image's features were given by no rank or by two.
         """
-        sum_over_ranks(self.features)  # exact: all but one rank have zeros there
-        sum_over_ranks(self._seen)
+        sum_over_ranks_(self.features)  # exact: all but one rank have zeros there
+        sum_over_ranks_(self._seen)
         wrong = int((self._seen != 1).sum())
         if wrong:
             raise ValueError(f"index: expected each of {len(self._seen)} images once, but {wrong} are not")

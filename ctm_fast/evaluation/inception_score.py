@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ctm_fast.evaluation.reduce import sum_over_ranks
+from ctm_fast.distributed import sum_over_ranks_
 
 
 class InceptionScore:
@@ -40,7 +40,7 @@ class InceptionScore:
     def all_reduce(self) -> None:
         """Add up over all ranks; nothing where there is no process group."""
         for sums in (self._counts, self._probabilities, self._negentropies):
-            sum_over_ranks(sums)
+            sum_over_ranks_(sums)
 
     def result(self) -> tuple[float, float]:
         """Mean and standard deviation (over the number of splits) of the splits' scores.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ctm_fast.evaluation.reduce import sum_over_ranks
+from ctm_fast.distributed import sum_over_ranks_
 
 
 class Moments:
@@ -45,11 +45,11 @@ class Moments:
 
     def all_reduce(self) -> None:
         """Merge over all ranks, each of which then has the whole; nothing where there is no process group."""
-        count = sum_over_ranks(torch.tensor(self.count, dtype=torch.int64, device=self.mean.device))
+        count = sum_over_ranks_(torch.tensor(self.count, dtype=torch.int64, device=self.mean.device))
         total = max(int(count), 1)
-        mean = sum_over_ranks(self.mean * (self.count / total))
+        mean = sum_over_ranks_(self.mean * (self.count / total))
         self.scatter.addr_(self.mean - mean, self.mean - mean, alpha=self.count)
-        sum_over_ranks(self.scatter)
+        sum_over_ranks_(self.scatter)
         self.count, self.mean = int(count), mean
 
     def covariance(self) -> Tensor:
