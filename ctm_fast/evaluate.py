@@ -1,10 +1,12 @@
 """``python -m ctm_fast.evaluate``: how near samples are to real images, and with what that was measured."""
 
 import hashlib
+import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from ctm_fast.evaluation.extractors import Extractor
 from ctm_fast.evaluation.measure import METRICS, check_metrics, compare, summarise, warnings
 from ctm_fast.evaluation.moments_file import StoredMoments, has_moments, read_moments, write_moments
 from ctm_fast.files import atomic_write
+from ctm_fast.models.features.inception import is_torchscript
 from ctm_fast.models.features.weights import file_sha256
 from ctm_fast.sample import parse_range
 from ctm_fast.serving import load
@@ -124,9 +127,21 @@ def _samples(arguments: Any, device: torch.device) -> Images:
         return _of_network(arguments, device)
     try:
         size = _resolution(arguments.samples)
-        return _of_dataset(load_dataset(arguments.samples, resolution=size, labels=False), device)
+        images = _of_dataset(load_dataset(arguments.samples, resolution=size, labels=False), device)
     except DataError as error:
         raise DataError(f"--samples: {error}") from error
+    return replace(images, facts={**images.facts, **_seeds(arguments.samples)})
+
+
+def _seeds(source: str) -> dict[str, str]:
+    """Those that ``python -m ctm_fast.sample`` left in a .npz, as ranges."""
+    if Path(source).suffix != ".npz":
+        return {}
+    with np.load(source, allow_pickle=False) as file:
+        seeds = file["seeds"].tolist() if "seeds" in file.files else []
+    runs = [list(run) for _, run in itertools.groupby(enumerate(seeds), key=lambda pair: pair[1] - pair[0])]
+    ends = [(run[0][1], run[-1][1]) for run in runs]
+    return {"seeds": ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in ends)} if ends else {}
 
 
 def _resolution(source: str) -> int:
@@ -199,6 +214,8 @@ def _of_dataset(dataset: ImageDataset, device: torch.device) -> Images:
 def _extractor(arguments: Any, samples: Images, dataset: ImageDataset | None, device: torch.device) -> Extractor:
     name, _, data = arguments.extractor.partition(":")
     if name == "inception":
+        if is_torchscript(arguments.weights):
+            print(f"{arguments.weights} is TorchScript, which holds code: it is run", file=sys.stderr)
         return extractors.inception(arguments.weights, device)
     if name == "dinov2":
         return extractors.dinov2(arguments.weights, device)

@@ -17,7 +17,7 @@ from ctm_fast.data.sources import DIGITS
 from ctm_fast.evaluation.classifier import train_classifier
 from ctm_fast.models import CTM
 from tests.command_line import assert_refused, call
-from tests.models.features.test_inception import random_weights
+from tests.models.features.test_inception import Script, random_weights
 from tests.snapshots import save_snapshot
 
 Capture = pytest.CaptureFixture[str]
@@ -34,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images").mkdir()
     for i, image in enumerate(pixels[120:220]):
         Image.fromarray(image[..., 0]).save(folder / "images" / f"{i:04d}.png")
-    np.savez(folder / "images.npz", arr_0=pixels[120:220])
+    np.savez(folder / "images.npz", arr_0=pixels[120:220], seeds=[*range(98), 200, 300])
     return folder
 
 
@@ -75,13 +75,19 @@ def test_a_folder_an_archive_and_a_network(
         assert folder["metrics"][metric]["value"] == pytest.approx(archive["metrics"][metric]["value"], rel=1e-4)
         assert folder["metrics"][metric]["value"] < network["metrics"][metric]["value"]
     assert folder["extractor"] == network["extractor"]
+    assert archive["samples"]["seeds"] == "0-97,200,300"
+    assert "seeds" not in folder["samples"]
+    assert archive["samples"]["sha256"] == folder["samples"]["sha256"]
     assert folder["samples"]["count"] == 100
     assert folder["reference"]["count"] == 120
     assert folder["metrics"]["frechet"]["floor_count"] == 60
     assert network["samples"]["seeds"] == "0-39,50-59"
     assert network["samples"]["count"] == 50
     assert network["samples"]["rounding"] == "127.5 x + 127.5 to nearest, halves to even"
-    assert "samples: 100 images for features of 256 dimensions" in folder["warnings"][0]
+    assert (
+        "samples: 100 images are too few for features of 256 dimensions: their covariance has rank "
+        in folder["warnings"][0]
+    )
 
 
 def test_saved_moments_are_the_reference(
@@ -135,6 +141,19 @@ def test_inception_alone_gives_an_fid(
         assert (found["frechet"]["floor"] is not None) == floor
         assert found["frechet"]["value"] == 2048
         assert isinstance(found["spatial-frechet"], dict) == spatial
+
+
+def test_torchscript_is_said_before_it_is_run(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    torch.jit.script(Script(2048)).save(str(tmp_path / "inception.pt"))
+    argv = ["--samples", files / "images", "--reference", files / "real.npz", "--metrics", "kid"]
+    argv += ["--extractor", "inception", "--weights", tmp_path / "inception.pt"]
+    code, text, err = run(argv, monkeypatch, capsys)
+    assert code == 0, err
+    assert err.startswith(f"{tmp_path / 'inception.pt'} is TorchScript, which holds code: it is run\n")
+    assert "form TorchScript, whose code was run" in text
+    assert "\nKID " in text
 
 
 @pytest.mark.parametrize(

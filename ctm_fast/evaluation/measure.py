@@ -11,7 +11,7 @@ from torch import Tensor
 from ctm_fast.errors import ConfigError, DataError
 from ctm_fast.evaluation.extractors import Extractor, Features
 from ctm_fast.evaluation.feature_table import FeatureTable
-from ctm_fast.evaluation.frechet import frechet_distance
+from ctm_fast.evaluation.frechet import frechet_distance, numerical_rank
 from ctm_fast.evaluation.inception_score import InceptionScore
 from ctm_fast.evaluation.kernel_distance import kernel_distance
 from ctm_fast.evaluation.moments import Moments
@@ -190,21 +190,20 @@ def compare(
 
 
 def warnings(samples: Summary, reference: Summary | None, stored: StoredMoments | None) -> list[str]:
-    """What is to be said of too few images, whose covariance cannot have full rank."""
-    said = []
+    """What is to be said of too few images, whose covariance does not have full rank."""
     dim = len(samples.moments.mean)
-    counts = {"samples": samples.count}
+    sides = {"samples": (samples.count, samples.moments.covariance())}
     if stored is not None and stored.count is not None:
-        counts["reference"] = stored.count
+        sides["reference"] = stored.count, stored.covariance
     elif reference is not None:
-        counts["reference"] = reference.count
-    for name, count in counts.items():
-        if count <= dim:
-            said.append(
-                f"{name}: {count} images for features of {dim} dimensions: the covariance has rank {count - 1} at most "
-                f"of {dim}, and the Frechet distance is far above that of many images; go by KID, and by the floor"
-            )
-    return said
+        sides["reference"] = reference.count, reference.moments.covariance()
+    return [
+        f"{name}: {count} images are too few for features of {dim} dimensions: their covariance has rank "
+        f"{numerical_rank(covariance)}, and the Frechet distance is far above that of many images; go by the kernel "
+        "distance, and by the floor"
+        for name, (count, covariance) in sides.items()
+        if count <= dim
+    ]
 
 
 def _first_part(count: int, size: int) -> Tensor:

@@ -151,7 +151,7 @@ def test_too_few_images_are_told() -> None:
     few, many = summary(MADE[:10], 9, torch.arange(10), None), summary(REAL, 9, torch.arange(N), 10)
     said = warnings(few, many, None)
     assert len(said) == 1
-    assert "samples: 10 images for features of 12 dimensions: the covariance has rank 9 at most of 12" in said[0]
+    assert "samples: 10 images are too few for features of 12 dimensions: their covariance has rank 9, " in said[0]
     assert int(np.linalg.matrix_rank(few.moments.covariance().numpy())) == 9
     assert warnings(many, many, None) == []
     found = compare(few, many, None)
