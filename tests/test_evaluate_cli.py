@@ -159,6 +159,7 @@ def test_torchscript_is_said_before_it_is_run(
 @pytest.mark.parametrize(
     ("argv", "names", "parts"),
     [
+        (["--samples", "images", "--split", "test"], "--reference", ["test"]),
         (["--samples", "torn"], "--samples", ["torn.png"]),
         ([], "--samples", ["expected either --samples or --network"]),
         (["--samples", "images", "--network", "network.safetensors"], "--samples", ["either"]),

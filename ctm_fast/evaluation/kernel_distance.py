@@ -24,8 +24,8 @@ def kernel_distance(real: Tensor, generated: Tensor, *, block_size: int = 1000, 
     """MMD^2 between two sets of features under the kernel (x . y / D + 1)^3 (arXiv 1801.01401, Sec. 4).
 
     Each set is shuffled, by ``seed`` and its size alone, and cut into disjoint blocks; a pair of blocks gives the
-    unbiased estimate (Gretton et al. 2012, Eq. 3). The value is their mean; as they share no sample of one side, their
-    spread gives its standard error. What is left over behind the last whole block of the smaller set is not used.
+    unbiased estimate (Gretton et al. 2012, Eq. 3). The value is their mean; as no two pairs share a sample, their spread
+    gives its standard error. What is left over behind the last whole block of the smaller set is not used.
 
     Args:
         real, generated: [n, D], [m, D], in the order of the samples' index, at least 20 each.
