@@ -133,6 +133,20 @@ def all_mean(values: Tensor) -> Tensor:
     return all_sum(values) / (dist.get_world_size() if _several() else 1)
 
 
+def sum_over_ranks_(values: Tensor) -> Tensor:
+    """Replace a tensor, which may be large, by its sum over ranks, in its own dtype; the tensor."""
+    if _several():
+        dist.all_reduce(values)
+    return values
+
+
+def take_first_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by rank 0's."""
+    if _several():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def average_gradients(parameters: Iterable[Tensor], extra: Iterable[Tensor] = ()) -> None:
     """Replace ``.grad`` of each parameter, and each tensor of ``extra``, by its mean over ranks: the same bits on each.
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from ctm_fast import __version__
 from ctm_fast.data import ImageDataset
 from ctm_fast.diffusion.images import to_float
+from ctm_fast.evaluation.class_variance import within_class_variance_ratio
 from ctm_fast.evaluation.classifier import accuracy, train_classifier
-from ctm_fast.evaluation.statistics import half_half_floor, pixel_frechet, within_class_variance_ratio
+from ctm_fast.evaluation.frechet import half_half_floor, pixel_frechet
 from ctm_fast.models import CTM, EDMDenoiser, load_model
 from ctm_fast.pictures import line_plot, save_png
 from ctm_fast.samplers import evaluations

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ctm_fast.errors import CheckpointError
+from ctm_fast.models.features.weights import read_weights
 from ctm_fast.models.published import read_published
 from tests.command_line import tree
 from tests.golden import Golden
@@ -243,6 +244,19 @@ def test_refused(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert str(error.value).isprintable(), "one line, without escapes"
     assert len(str(error.value)) < 400
     assert tree(tmp_path) == before
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning", "ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("case", malicious.CASES)
+def test_feature_networks_refuse_them_too(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the file is refused for, one of a state dict of other names is; nothing in it is run."""
+    monkeypatch.setenv("CTM_FAST_CANARY", str(tmp_path / "canary"))
+    path = tmp_path / "a.pt"
+    path.write_bytes(malicious.CASES[case].content())
+    with pytest.raises(CheckpointError) as error:
+        read_weights(path, {"conv.weight": (3, 3)})
+    assert str(error.value).startswith(f"{path}: ")
+    assert not (tmp_path / "canary").exists()
 
 
 def test_the_canary_sings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

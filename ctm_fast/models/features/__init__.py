@@ -5,8 +5,20 @@ Weights come from a package or a local file, are checked, and are never replaced
 """
 
 from ctm_fast.models.features.deit import DeiT
+from ctm_fast.models.features.dinov2 import DINOv2
 from ctm_fast.models.features.efficientnet_lite0 import EfficientNetLite0
+from ctm_fast.models.features.inception import Inception, load_inception
 from ctm_fast.models.features.network import FeatureNetwork, feature_shapes, freeze
 from ctm_fast.models.features.vgg16 import VGG16
 
-__all__ = ["VGG16", "DeiT", "EfficientNetLite0", "FeatureNetwork", "feature_shapes", "freeze"]
+__all__ = [
+    "VGG16",
+    "DINOv2",
+    "DeiT",
+    "EfficientNetLite0",
+    "FeatureNetwork",
+    "Inception",
+    "feature_shapes",
+    "freeze",
+    "load_inception",
+]

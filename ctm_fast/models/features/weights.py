@@ -4,12 +4,12 @@ import hashlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ctm_fast.errors import CheckpointError, ConfigError
+from ctm_fast.models.published import read_state_dict
+from ctm_fast.models.published.tensors import StoredTensors
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -42,36 +42,29 @@ def read_weights(
     Raises CheckpointError naming the file, and the tensor that is missing, left over or of another shape.
     """
     path = Path(path)
-    if not path.is_file():
-        got = "a directory" if path.is_dir() else "no such file"
-        raise CheckpointError(f"{path}: expected a file of weights, got {got}")
-    if sha256 is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            raise CheckpointError(f"{path}: expected sha256 {sha256}, got {found}")
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign file may fail at any depth
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(f"{path}: not a file of weights that PyTorch can load: {reason}") from error
-    if isinstance(tensors, Mapping) and isinstance(tensors.get("model"), Mapping):
-        tensors = tensors["model"]
-    if not isinstance(tensors, Mapping):
-        raise CheckpointError(f"{path}: expected tensors by name, got {type(tensors).__name__}")
+    tensors = read_state_dict(path)
+    if sha256 is not None and (found := file_sha256(path)) != sha256:
+        raise CheckpointError(f"{path}: expected sha256 {sha256}, got {found}")
     return _checked(path, tensors, expected, tuple(unused))
 
 
-def _checked(path: Path, tensors: Mapping[str, Any], expected: Shapes, unused: tuple[str, ...]) -> dict[str, Tensor]:
-    for name in sorted(expected.keys() | {str(name) for name in tensors}):
+def file_sha256(path: str | Path) -> str:
+    """Of the file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checked(path: Path, tensors: StoredTensors, expected: Shapes, unused: tuple[str, ...]) -> dict[str, Tensor]:
+    checked = {}
+    for name in sorted(expected.keys() | tensors.keys()):
         if name not in expected:
             if name.startswith(unused):
                 continue
             raise CheckpointError(f"{path}: tensor {name} is not in the network")
         if name not in tensors:
             raise CheckpointError(f"{path}: tensor {name} is missing")
-        wanted, tensor = list(expected[name]), tensors[name]
-        if not isinstance(tensor, Tensor) or list(tensor.shape) != wanted:
-            got = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        wanted, got = list(expected[name]), list(tensors.shape(name))
+        if got != wanted:
             raise CheckpointError(f"{path}: tensor {name}: expected shape {wanted}, got {got}")
-    return {name: tensors[name].float() for name in expected}
+        checked[name] = tensors[name].float()
+    return checked

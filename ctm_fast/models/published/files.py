@@ -90,6 +90,36 @@ def read_published(path: str | Path, *, entry: str | None = None) -> PublishedFi
     return PublishedFile(StoredTensors(path, stored), shapes, config, publisher, licence or usual, sha256)
 
 
+def read_state_dict(path: str | Path) -> StoredTensors:
+    """The tensors of a state dict, or of the one under its key ``model``, whatever network's.
+
+    Each is read when it is asked for; a file may say that a tensor is far larger than it is itself, so ask for its
+    shape first.
+
+    Args:
+        path: a file of torch.save in any of its three formats, or ``.safetensors``; nothing in it is run.
+
+    Raises CheckpointError as :func:`read_published` does, but for a network that is not known.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise CheckpointError(
+                f"expected a file of weights, got {'a directory' if path.is_dir() else 'no such file'}"
+            )
+        span = Source(path).span()
+        start = span.part(0, min(span.size, 512)).read()
+        if _is_safetensors(start, span.size):
+            stored, _, _ = _read_safetensors(path, span)
+        else:
+            value = _read_pickled(start, span)
+            nested = isinstance(value, dict) and isinstance(value.get("model"), dict)
+            stored, _ = _model(value, "model" if nested else None)
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return StoredTensors(path, stored)
+
+
 def _read_pickled(start: bytes, span: Span) -> Any:
     budget = Budget()
     if start.startswith(b"PK"):

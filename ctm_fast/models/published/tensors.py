@@ -116,6 +116,10 @@ class StoredTensors(Mapping[str, Tensor]):
         except (CheckpointError, OSError) as error:
             raise CheckpointError(f"{self._path}: {name}: {error}") from error
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, which is not read for it."""
+        return tuple(self._stored[name].size)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
 

@@ -141,9 +141,9 @@ def test_read_weights_names_what_does_not_fit(tmp_path: Path) -> None:
         ({"a": torch.zeros(2)}, {"a": (2,), "b": (1,)}, "tensor b is missing"),
         ({"a": torch.zeros(2)}, {"a": (3,)}, r"tensor a: expected shape \[3\], got \[2\]"),
         ({"a": torch.zeros(2), "c": torch.zeros(1)}, {"a": (2,)}, "tensor c is not in the network"),
-        ({"a": "text"}, {"a": (2,)}, r"tensor a: expected shape \[2\], got str"),
-        ([1, 2], {"a": (2,)}, "expected tensors by name, got list"),
-        (Path("/"), {"a": (2,)}, "not a file of weights that PyTorch can load"),
+        ({"a": "text"}, {"a": (2,)}, "expected a dictionary of tensors, got a, a str"),
+        ([1, 2], {"a": (2,)}, "expected a dictionary, got a list"),
+        (Path("/"), {"a": (2,)}, "its pickle asks for pathlib"),
     ]:
         torch.save(content, file)
         with pytest.raises(CheckpointError, match=f"weights.pth: {message}"):
@@ -151,7 +151,7 @@ def test_read_weights_names_what_does_not_fit(tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.ones(2, dtype=torch.float16), "head.b": torch.zeros(1)}}, file)
     assert torch.equal(read_weights(file, {"a": (2,)}, unused=("head.",))["a"], torch.ones(2))
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"weights.pth: not a file of weights"):
+    with pytest.raises(CheckpointError, match=r"weights.pth: not a complete zip archive"):
         read_weights(file, {})
     with pytest.raises(CheckpointError, match="expected a file of weights, got a directory"):
         read_weights(tmp_path, {})
