@@ -23,10 +23,11 @@ FLOORS = (
     {"analytic"},
     {"losses", "samplers", "evaluation"},
     {"training", "serving"},
+    {"experiments"},
 )
 """Folders of the package from the ground up; those on one floor are blind to each other. The modules beside them
 (train.py, sample.py, ...) stand on top, except the cellar."""
-CELLAR = {"__init__", "__version__", "_libraries", "distributed", "errors", "files", "pictures", "runtime"}
+CELLAR = {"__init__", "__version__", "_libraries", "distributed", "errors", "files", "markdown", "pictures", "runtime"}
 IMPORTS_BY_NAME = {"ctm_fast.ops._library", "ctm_fast.data.sources"}
 """May import a module by its name at run time: the kernels of a row, or a reader whose package is an extra."""
 

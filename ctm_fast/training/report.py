@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctm_fast import __version__
+from ctm_fast import __version__, markdown
 from ctm_fast.data import ImageDataset
 from ctm_fast.diffusion.images import to_float
 from ctm_fast.evaluation.class_variance import within_class_variance_ratio
@@ -141,20 +141,16 @@ def _save_curves(run: RunDirectory, stats: list[dict[str, Any]], stage: str) -> 
 
 
 def _table(rows: list[Figures], floor: float) -> str:
-    """The rows as a Markdown table, in columns that line up as plain text too."""
-    cells = [
-        ["samples", "NFE", "recognised", "variance ratio", "Frechet distance"],
-        *(
-            [row.samples, str(row.nfe), _percent(row.recognised), _number(row.variance_ratio), _number(row.frechet)]
-            for row in rows
-        ),
-        ["real, half against half", "", "", "", _number(floor)],
-    ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [cells[0], ruler, *cells[1:]]
-    return "\n".join(
-        "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |" for line in lines
+    """The rows as a Markdown table."""
+    return markdown.table(
+        [
+            ["samples", "NFE", "recognised", "variance ratio", "Frechet distance"],
+            *(
+                [row.samples, str(row.nfe), _percent(row.recognised), _number(row.variance_ratio), _number(row.frechet)]
+                for row in rows
+            ),
+            ["real, half against half", "", "", "", _number(floor)],
+        ]
     )
 
 

@@ -51,6 +51,7 @@ def train(
     student: Path | None = None,
     features: Sequence[FeatureNetwork] | None = None,
     keep: int | None = None,
+    report: bool = True,
 ) -> Path:
     """Run ``config`` in ``outdir`` and return the run's directory; an unfinished run of the same config is continued.
 
@@ -63,6 +64,7 @@ def train(
         student: a CTM to start from, for stages without ``teacher``; needed for ``gan`` alone.
         features: the user's own feature networks for the adversarial stage, in the place of ``gan.features``.
         keep: how many snapshots of each stage are kept; None: all.
+        report: whether figures and pictures are made at the end.
 
     Raises DataError, ConfigError or CheckpointError on every rank, before anything is written.
     """
@@ -96,7 +98,7 @@ def train(
         return path
     _first(execution, lambda: _take_over(path, {TEACHER: teacher, STUDENT: student}))
     _go_on(config, execution, replace(parts, dataset=_to(dataset, execution)), path, run, keep)
-    if run is not None:
+    if run is not None and report:
         print("writing the report", flush=True)
         print(write_report(run, parts.dataset, execution.device))
         print(path / "report.md")
