@@ -7,7 +7,7 @@ from ctm_fast.experiments.variants import CTM_PLAIN, Size
 from ctm_fast.models import CTM
 from ctm_fast.pictures import Curve
 
-SIZES = (Size(16, 1), Size(32, 1), Size(48, 1), Size(32, 2))
+SIZES = (Size(16, 1), Size(24, 1), Size(32, 1), Size(32, 2))
 TEACHER_NFE = 35
 
 

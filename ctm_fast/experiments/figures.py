@@ -19,6 +19,7 @@ from ctm_fast.evaluation.measure import compare, summarise, warnings
 
 EXTRACTOR_SEED = 1000
 """Another than any run's, whose adversary may look through a classifier of its own."""
+EXTRACTOR_STEPS = 1000
 METRICS = ("frechet", "kid")
 LEAST = 20
 """Samples that a kernel distance needs."""
@@ -62,7 +63,12 @@ class Judge:
         self.real, self.labels = dataset.images[chosen].to(device), dataset.labels[chosen].to(device)
         self.count = count
         self.extractor = in_domain(
-            self.real, self.labels, num_classes=dataset.num_classes, data=dataset.name, seed=EXTRACTOR_SEED
+            self.real,
+            self.labels,
+            num_classes=dataset.num_classes,
+            data=dataset.name,
+            seed=EXTRACTOR_SEED,
+            steps=EXTRACTOR_STEPS,
         )
         self.reference = summarise(self.extractor, _indexed(self.real), len(self.real), METRICS, samples=count)
         self.warnings: list[str] = []

@@ -92,12 +92,29 @@ def train(
     )
     agree("configuration", to_dict(config))
     run = _first(execution, lambda: RunDirectory.open(outdir, config))
+    try:
+        return _in_directory(config, execution, parts, run, {TEACHER: teacher, STUDENT: student}, keep, report)
+    finally:
+        if run is not None:
+            run.close()
+
+
+def _in_directory(
+    config: RunConfig,
+    execution: Execution,
+    parts: Parts,
+    run: RunDirectory | None,
+    given: dict[str, Path | None],
+    keep: int | None,
+    report: bool,
+) -> Path:
+    """What is left to do of ``config`` in the directory of ``run``, which is None but on the first rank; its path."""
     path = Path(of_first(str(run.path) if run else None))
     if of_first(run is not None and run.finished):
         _say(execution, f"{path}: already finished; {path / 'report.md'}")
         return path
-    _first(execution, lambda: _take_over(path, {TEACHER: teacher, STUDENT: student}))
-    _go_on(config, execution, replace(parts, dataset=_to(dataset, execution)), path, run, keep)
+    _first(execution, lambda: _take_over(path, given))
+    _go_on(config, execution, replace(parts, dataset=_to(parts.dataset, execution)), path, run, keep)
     if run is not None and report:
         print("writing the report", flush=True)
         print(write_report(run, parts.dataset, execution.device))

@@ -27,7 +27,7 @@ TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
 
 @dataclass
 class RunDirectory:
-    """The files of one run; with :meth:`open`, its lock is held while this object lives."""
+    """The files of one run; with :meth:`open`, its lock is held until :meth:`close`."""
 
     path: Path
     config: RunConfig
@@ -55,6 +55,12 @@ class RunDirectory:
         except OSError as error:
             raise DataError(f"--outdir: expected a directory that can be written, got {outdir}: {error}") from error
         return run
+
+    def close(self) -> None:
+        """Let others write the run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     @property
     def finished(self) -> bool:
