@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ctm_fast.evaluation.classifier import train_classifier
 from ctm_fast.experiments import EXPERIMENTS, ablations, capacity, figures, gamma, likelihood, one_step, robustness
 from ctm_fast.experiments.__main__ import main
 from ctm_fast.experiments.variants import CTM_PLAIN, Size
+from ctm_fast.training import features
 from tests.command_line import assert_refused, call, tree
 
 TINY = ["--scale", "0.003", "--count", "20", "--set", "network.model_channels=8", "--threads", "1", "--device", "cpu"]
@@ -21,6 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory; everything that takes long is cut short."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(figures, "EXTRACTOR_STEPS", 5)
+    monkeypatch.setattr(features, "train_classifier", partial(train_classifier, steps=5))
     for module in (one_step, gamma, ablations):
         monkeypatch.setattr(module, "NFES", (1, 2))
     monkeypatch.setattr(one_step, "TEACHER_NFE", 3)
