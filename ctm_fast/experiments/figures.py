@@ -137,17 +137,21 @@ class Spread:
 
 
 def compare_seeds(lower: Spread, higher: Spread) -> str:
-    """Whether a figure that is to be lower is so, in plain words, seed by seed; with two seeds or more, beyond twice
-    the standard error of the differences."""
+    """Whether a figure that is expected to be lower is so, in plain words.
+
+    Seed by seed: with two seeds or more it is so where the mean of the differences exceeds twice its standard error.
+    """
     differences = [high - low for low, high in zip(lower.values, higher.values, strict=True)]
     mean = statistics.fmean(differences)
     if len(differences) == 1:
         return f"{'lower' if mean > 0 else 'not lower'} with one seed, which tells nothing about others"
     error = statistics.stdev(differences) / math.sqrt(len(differences))
-    told = f"by {mean:.3g} ± {error:.2g}, paired over {len(differences)} seeds"
+    told = f"{abs(mean):.3g} ± {error:.2g}, paired over {len(differences)} seeds"
     if mean > 2 * error:
-        return f"lower {told}"
-    return f"higher {told.replace(f'{mean:.3g}', f'{-mean:.3g}')}" if -mean > 2 * error else f"not told apart ({told})"
+        return f"lower, by {told}"
+    if -mean > 2 * error:
+        return f"not at this scale: higher, by {told}"
+    return f"not told apart at this scale (by {told})"
 
 
 def spread(figures: Sequence[Figures], key: Callable[[Figures], float]) -> Spread:

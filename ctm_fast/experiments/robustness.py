@@ -119,7 +119,7 @@ def investigate(lab: Lab) -> Finding:
         rows.append([f"{error:g}, {gamma:g}, {nfe}", f"{drift.rms:.3g}", f"{drift.distance:.3g}"])
     rows.append(["two sets of true samples", "", f"{floor:.3g}"])
     curves: dict[str, Curve] = {
-        f"error {error:g}, γ = {gamma:g}": (WORLD_NFES, [drifts[error, gamma, nfe].rms for nfe in WORLD_NFES])
+        f"error {error:g}, gamma = {gamma:g}": (WORLD_NFES, [drifts[error, gamma, nfe].rms for nfe in WORLD_NFES])
         for error in ERRORS[1:]
         for gamma in GAMMAS
     }
@@ -173,7 +173,7 @@ def _best(nfes: list[float], values: list[float]) -> str:
 
 EXPERIMENT = Experiment(
     "Robustness",
-    "CTM (arXiv 2310.02279, Sec. 3): the error of γ-sampling adds up over jumps for γ = 1, and less so for γ = 0. Here "
+    "CTM (arXiv 2310.02279): the error of γ-sampling adds up over jumps for γ = 1, and less so for γ = 0. Here "
     "with errors that are known, in a world whose ODE is exact, and then for a trained CTM.",
     investigate,
     variants=(CTM_PLAIN,),

@@ -74,5 +74,6 @@ def student_run(base: RunConfig, seed: int, variant: Variant) -> RunConfig:
     if variant.stage == "further":
         return replace(plain, stages=("ctm",), ctm=replace(going_on, **variant.settings))
     settings = {key.name: getattr(going_on, key.name) for key in fields(CTMConfig)}
-    settings |= {"steps": 2 * updates, "features": ("indomain",), "features_size": 16, "discriminator_width": 16}
+    settings |= {"steps": 2 * updates, "features": ("indomain",), "features_size": max(16, base.network.img_resolution)}
+    settings |= {"discriminator_width": 16}
     return replace(plain, stages=("gan",), ctm=CTMConfig(), gan=GANConfig(**settings | variant.settings))
