@@ -16,6 +16,7 @@ from ctm_fast.files import can_write_in
 from ctm_fast.training import override, preset
 from ctm_fast.training.config import nearest
 from ctm_fast.training.execution import Execution
+from ctm_fast.training.precision import resolve
 
 _BUDGETS: dict[str, tuple[tuple[int, ...], float]] = {
     "digits": ((0, 1, 2), 1.0),
@@ -46,6 +47,7 @@ def main() -> None:
         raise ConfigError(f"--count: expected at least {LEAST}, got {arguments.count}")
     base = override(scaled(base, scale), arguments.set)
     device = runtime.prepare(arguments.device, arguments.threads)
+    base = replace(base, precision=resolve(base.precision, device))  # a run is found again by what it computes in
     if arguments.dry_run:
         print(markdown.table(estimate(experiment, base, seeds, arguments.outdir, device)))
         return
