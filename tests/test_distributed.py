@@ -141,6 +141,7 @@ def test_ranks_that_cannot_start(
     for name, value in {"LOCAL_WORLD_SIZE": "2", **variables}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed, "find_device", torch.device)  # as on a machine with a GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match=message):
         start_ranks(device)

@@ -158,4 +158,4 @@ def test_memory(tmp_path: Path) -> None:
     before += "torch.set_num_threads(1); torch.ones(2, 2).double().add_(torch.ones(2, 2), alpha=2)"
     size = path.stat().st_size / 1024
     assert size > 15_000
-    assert peak(code, cwd=tmp_path, before=before) < 1.5 * size + 8_000
+    assert peak(code, cwd=tmp_path, before=before) < 1.5 * size + 14_000

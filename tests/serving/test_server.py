@@ -327,7 +327,7 @@ def test_load(sampler: Sampler, requests: int) -> None:
     assert counts["answered"] + counts["cancelled"] + counts["refused"] == requests
     assert counts["refused"] > 0 and counts["cancelled"] > 0 and counts["answered"] > requests / 2
     assert callbacks == [1] * (requests - counts["refused"])
-    assert after - before < 8 * 1024
+    assert after - before < 24 * 1024
     assert more < requests / 2  # a future that is kept has several
 
 

@@ -44,10 +44,10 @@ def test_sizes_of_several_networks_are_compiled_as_on_a_gpu(monkeypatch: pytest.
             torch.testing.assert_close(jump(x.requires_grad_()), model.jump(x))
 
 
-def test_nothing_compiled_leaves_the_limit_alone() -> None:
-    limit = torch._dynamo.config.recompile_limit
+def test_nothing_compiled_leaves_the_limit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     Regions(compile=False, device=CUDA)
-    assert torch._dynamo.config.recompile_limit == limit < regions._GRAPHS
+    assert torch._dynamo.config.recompile_limit == 8 < regions._GRAPHS
 
 
 class Event:
