@@ -4,10 +4,9 @@ from ctm_fast.experiments.figures import compare_seeds
 from ctm_fast.experiments.lab import Experiment, Finding, Lab, Plot
 from ctm_fast.experiments.one_step import row, student
 from ctm_fast.experiments.sampling import jump_samples, solver_samples
-from ctm_fast.experiments.variants import CTM_FURTHER, CTM_GAN, CTM_PLAIN, Variant
+from ctm_fast.experiments.variants import CTM_FURTHER, CTM_GAN, CTM_PLAIN, NO_DSM, Variant
 
 SELF = Variant("CTM, self-teaching", settings={"solver": "self"})
-NO_DSM = Variant("CTM without DSM", settings={"dsm_weight": 0.0})
 SLOW_GAN = Variant("CTM + GAN, slower discriminator", "gan", {"discriminator_lr": 2e-4})
 LIGHT_GAN = Variant("CTM + GAN, a tenth of its weight", "gan", {"gan_weight": 0.1})
 CONSTANT = Variant("CTM, λ constant", settings={"adaptive": False})

@@ -13,9 +13,8 @@ from ctm_fast.evaluation.measure_likelihood import (
 )
 from ctm_fast.experiments.lab import Experiment, Finding, Lab, Plot
 from ctm_fast.experiments.trainings import Trained
-from ctm_fast.experiments.variants import CTM_PLAIN, Variant
+from ctm_fast.experiments.variants import CTM_PLAIN, NO_DSM
 
-NO_DSM = Variant("CTM without DSM", settings={"dsm_weight": 0.0})
 SETTINGS = Settings(tolerance=1e-3, batch=100)
 MOST = 100
 """Images at most."""

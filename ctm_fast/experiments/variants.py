@@ -46,6 +46,7 @@ class Size:
 
 CTM_PLAIN = Variant("CTM")
 CM = Variant("CM", settings={"s_strategy": "smallest", "target_inner": "target-sg", "dsm_weight": 0.0})
+NO_DSM = Variant("CTM without DSM", settings={"dsm_weight": 0.0})
 CTM_GAN = Variant("CTM + GAN", "gan")
 CTM_FURTHER = Variant("CTM, trained further", "further")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctm_fast import markdown
 from ctm_fast.files import atomic_write
 from ctm_fast.pictures import Curve, line_plot, save_png
 from ctm_fast.samplers import Found, Trial
@@ -98,7 +99,7 @@ def _table(searched: Mapping[int, Validated]) -> str:
         for entry in budget.found:
             gamma = f"{entry.default.gamma:g}" if nfe > 1 else "any"
             rows.append([str(nfe), gamma, _number(entry.default), _number(entry.best), _levels(entry.best)])
-    return _aligned(rows)
+    return markdown.table(rows, words=-1)
 
 
 def _validation_table(searched: Mapping[int, Validated]) -> str:
@@ -106,18 +107,7 @@ def _validation_table(searched: Mapping[int, Validated]) -> str:
     for nfe, budget in searched.items():
         kept = budget.kept
         rows.append([str(nfe), _number(budget.default), _number(budget.best), f"{kept.gamma:g}", _levels(kept)])
-    return _aligned(rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table in columns that line up as plain text too; the last is text, the others numbers."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    ruler = [*("-" * (width - 1) + ":" for width in widths[:-1]), "-" * widths[-1]]
-    lines = [rows[0], ruler, *rows[1:]]
-    return "\n".join(
-        "| " + " | ".join([*map(str.rjust, line[:-1], widths[:-1]), line[-1].ljust(widths[-1])]) + " |"
-        for line in lines
-    )
+    return markdown.table(rows, words=-1)
 
 
 def _markdown(table: str, searched: Mapping[int, Validated], about: Mapping[str, Any]) -> str:

@@ -71,8 +71,3 @@ class Reference:
     def floor(self) -> float:
         """The Frechet distance between halves of the real images."""
         return half_half_floor(self.images, self.config.seed)
-
-
-def _least_count(labels: Tensor, classes: Tensor) -> int:
-    """How often the rarest of ``classes`` is among ``labels``."""
-    return int(torch.bincount(labels, minlength=int(classes.max()) + 1)[classes.unique()].min())
