@@ -21,4 +21,7 @@ STABLE_TORCH_LIBRARY(ctm_fast, m) {
       "group_norm_silu_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, "
       "int groups, Tensor? x_shift, Tensor? scale, Tensor? shift, bool silu, float out_scale, bool need_x) "
       "-> (Tensor, Tensor)");
+  m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("conv3x3_pack(Tensor weight) -> Tensor");
+  m.def("conv3x3_packed(Tensor x, Tensor packed, Tensor? bias, int lanes) -> Tensor");
 }

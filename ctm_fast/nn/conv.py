@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ctm_fast.ops import conv3x3
+
 Resample = Literal["up", "down"]
 Init = Literal["xavier", "uniform"]
 
@@ -97,7 +99,10 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.resampler is not None:
             x = self.resampler(x)
-        return functional.conv2d(x, self.weight.to(x.dtype), _cast(self.bias, x), padding=self.padding)
+        weight, bias = self.weight.to(x.dtype), _cast(self.bias, x)
+        if self.kernel_size == (3, 3):
+            return conv3x3(x, weight, bias)
+        return functional.conv2d(x, weight, bias, padding=self.padding)
 
 
 class DownConv2d(nn.Conv2d):

@@ -2,6 +2,7 @@
 
 from ctm_fast.ops._library import serving, use_backend, use_reference
 from ctm_fast.ops.attention import attention
+from ctm_fast.ops.conv3x3 import conv3x3, conv3x3_pack, conv3x3_packed, packing_pays
 from ctm_fast.ops.gamma_step import gamma_step
 from ctm_fast.ops.group_norm_silu import group_norm_silu
 from ctm_fast.ops.noise_embed import noise_embed, noise_frequencies
@@ -12,10 +13,14 @@ from ctm_fast.ops.precond_input import precond_input
 __all__ = [
     "Stream",
     "attention",
+    "conv3x3",
+    "conv3x3_pack",
+    "conv3x3_packed",
     "gamma_step",
     "group_norm_silu",
     "noise_embed",
     "noise_frequencies",
+    "packing_pays",
     "philox_normal",
     "philox_words",
     "precond_combine",

@@ -45,15 +45,23 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # cuda: not measured yet, so that a compiled network keeps the reference, which Inductor fuses, except where the
 # reference spends tens of integer operations on each random word.
 _FUSED: tuple[Backend, ...] = ("cpp", "triton")
+# Winograd's convolution needs vectors of 8: with 4 it takes twice as long as PyTorch's.
+_CONV: tuple[Backend, ...] = ("cpp",) if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else ()
+_CONV3X3: dict[str, tuple[Backend, ...]] = {
+    **dict.fromkeys(("conv3x3", "conv3x3_pack", "conv3x3_packed"), _CONV),
+    "conv3x3 few tiles": (),
+}
 _SDPA: dict[str, tuple[Backend, ...]] = {"attention": ("sdpa",)}
 SERVES: dict[tuple[str, bool], dict[str, tuple[Backend, ...]]] = {
     ("cpu", False): dict.fromkeys(
         ("precond_combine", "noise_embed", "philox_words", "philox_normal", "gamma_step", "group_norm_silu"), _FUSED
     )
+    | _CONV3X3
     | _SDPA,
     ("cpu", True): dict.fromkeys(
         ("precond_input", "philox_words", "philox_normal", "gamma_step", "group_norm_silu"), _FUSED
     )
+    | _CONV3X3
     | _SDPA,
     ("cuda", False): dict.fromkeys(
         (

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.models import CTM, EDMDenoiser
+from ctm_fast.models.prepacked import prepack, unsupported
 from ctm_fast.samplers import generate
 from ctm_fast.serving.cuda_graphs import CapturedSampler, to_host
 from ctm_fast.serving.pixels import to_pixels
-from ctm_fast.serving.prepacked import prepack, unsupported
 from ctm_fast.serving.request import Plan
 
 
@@ -101,7 +101,7 @@ class Engine:
             self._serving = type(self.model)(net, self.model.sigma_data, dtype=self.model.dtype).eval()
         for size in batch_sizes:  # memory is fetched, and oneDNN makes its kernels for the size
             self.run([0] * size, [0] * size if self.model.net.label_dim else None, plan, uint8=True)
-        return "convolutions with weights packed by oneDNN" if reason is None else f"weights as they are: {reason}"
+        return "convolutions with packed weights" if reason is None else f"weights as they are: {reason}"
 
 
 def divide(count: int, sizes: Sequence[int]) -> list[tuple[int, int]]:

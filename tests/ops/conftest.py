@@ -1,7 +1,7 @@
 """What every op test runs under: each kernel that is there, on each device that is there, in poisoned memory."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ CUDA_ON_CPU = os.environ.get("CUDA_ON_CPU") == "1"
 """A lane of its own: the CUDA kernels, compiled for the CPU (tests/cuda_on_cpu), in place of the C++ ones."""
 
 
-def _params(*backends: Backend) -> list[object]:
-    if CUDA_ON_CPU and "cpp" in backends:
+def _params(*backends: Backend, devices: Sequence[str] = DEVICES) -> list[object]:
+    if CUDA_ON_CPU and "cpp" in backends and "cuda" in devices:
         why = build.missing() or unavailable("cpp", "cpu")
         marks = [pytest.mark.skip(reason=f"no CUDA kernels on the CPU: {why}")] if why else []
         return [pytest.param(Serving("cpp", torch.device("cpu"), cuda_on_cpu=True), id="cuda-on-cpu", marks=marks)]
@@ -27,6 +27,7 @@ def _params(*backends: Backend) -> list[object]:
     found: list[object] = [
         pytest.param(Serving(backend, torch.device(device)), id=f"{backend}-{device}")
         for device in DEVICES
+        if device in devices
         for backend in backends
         if unavailable(backend, device) is None
     ]
@@ -46,9 +47,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """``serving`` and ``fused``: the kernels that the op of the class has by design; without an op, the usual three."""
     op = getattr(metafunc.cls, "op", None)
     cells = _library._cells[op.__name__] if op else ("reference", "cpp", "triton")
+    devices = getattr(metafunc.cls, "devices", ("cpu", "cuda"))
     for fixture, backends in (("serving", cells), ("fused", [cell for cell in cells if cell in ("cpp", "triton")])):
         if fixture in metafunc.fixturenames:
-            metafunc.parametrize(fixture, _params(*backends), indirect=True)
+            metafunc.parametrize(fixture, _params(*backends, devices=devices), indirect=True)
 
 
 @pytest.fixture(autouse=True)

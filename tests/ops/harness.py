@@ -130,6 +130,8 @@ class Op:
     op: ClassVar[Callable[..., Any]]
     anchor: ClassVar[str]
     """The argument that gives shape and device to the others."""
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    """Where the row has kernels."""
     twice: ClassVar[bool] = True
     """Whether the fused kernels are differentiable twice; asking those that are not raises NotImplementedError."""
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ctm_fast.errors import ConfigError, LevelError
 from ctm_fast.models import CTM, EDMDenoiser
+from ctm_fast.models.prepacked import OneDNNConv2d, WinogradConv2d, prepack, unsupported
 from ctm_fast.nn import Conv2d
 from ctm_fast.serving import Sampler, load
 from ctm_fast.serving.engine import divide
-from ctm_fast.serving.prepacked import PackedConv2d, prepack, unsupported
 from ctm_fast.serving.request import check_plan
 from tests.models.small import SMALL, random_network
 from tests.serving.simulated_graphs import Graph, simulate
@@ -58,7 +58,9 @@ def test_every_convolution_is_packed_and_the_rest_is_shared() -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     packed = prepack(net, torch.float32)
     convolutions = [name for name, module in net.named_modules() if isinstance(module, Conv2d)]
-    assert [name for name, module in packed.named_modules() if isinstance(module, PackedConv2d)] == convolutions
+    assert [
+        name for name, module in packed.named_modules() if isinstance(module, WinogradConv2d | OneDNNConv2d)
+    ] == convolutions
     assert not [module for module in packed.modules() if isinstance(module, nn.Conv2d)]
     ours = {parameter.data_ptr() for parameter in net.parameters()}
     assert {parameter.data_ptr() for parameter in packed.parameters()} < ours
@@ -71,10 +73,12 @@ def test_warmup_on_a_cpu(kind: Any, tmp_path: Path) -> None:
     sampler = load(save_snapshot(tmp_path / "a.safetensors", kind), device="cpu")
     expected = images(sampler, range(9), steps=3)
     said = sampler.warmup(batch_sizes=[1, 4], steps=3)
-    assert said == "convolutions with weights packed by oneDNN"
+    assert said == "convolutions with packed weights"
     got = images(sampler, range(9), steps=3)
     assert (got - expected).abs().max() <= CLOSE
-    packed = [module for module in sampler._engine._serving.modules() if isinstance(module, PackedConv2d)]
+    packed = [
+        module for module in sampler._engine._serving.modules() if isinstance(module, WinogradConv2d | OneDNNConv2d)
+    ]
     assert packed
     sampler.warmup(batch_sizes=[2])  # and not packed again
     assert packed[0] in list(sampler._engine._serving.modules())
@@ -85,9 +89,7 @@ def test_warmup_says_what_it_cannot_do(tmp_path: Path) -> None:
     reason = unsupported(torch.bfloat16)
     expected = images(sampler, range(3))
     said = sampler.warmup(batch_sizes=[3])
-    assert said == (
-        "convolutions with weights packed by oneDNN" if reason is None else f"weights as they are: {reason}"
-    )
+    assert said == ("convolutions with packed weights" if reason is None else f"weights as they are: {reason}")
     assert (images(sampler, range(3)) - expected).abs().max() <= 0.1  # bfloat16 keeps 8 bits
 
 
