@@ -19,21 +19,22 @@ from ctm_fast.models import NetworkConfig, UNet, build_network
 
 BATCH = 8
 FUSED = Way("fused", None)
-CONVOLUTIONS = Way("convolutions", "reference")
+CONVOLUTIONS = Way("its convolutions", None)
+DIRECT = Way("PyTorch's convolutions", "reference")
 PLAIN_NCHW = Way("plain NCHW", "reference")
 PLAIN_NHWC = Way("plain NHWC", "reference")
 
 
 class Convolutions(TorchDispatchMode):
-    """Notes the arguments of every convolution, its input by shape and strides alone."""
+    """Notes every convolution, PyTorch's or ours, with its arguments, the input by shape and strides alone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[torch.Size, tuple[int, ...], tuple[Any, ...]]] = []
+        self.calls: list[tuple[Any, torch.Size, tuple[int, ...], tuple[Any, ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.convolution.default:
-            self.calls.append((args[0].shape, args[0].stride(), args[1:]))
+        if func.overloadpacket._qualified_op_name in ("aten::convolution", "ctm_fast::conv3x3"):
+            self.calls.append((func, args[0].shape, args[0].stride(), args[1:]))
         return func(*args, **(kwargs or {}))
 
 
@@ -45,15 +46,14 @@ def one_by_one(call: Call) -> Call:
     with torch.no_grad(), Convolutions() as noted:
         call()
     inputs: dict[tuple[torch.Size, tuple[int, ...]], Any] = {}
-    for shape, stride, _ in noted.calls:
+    for _, shape, stride, _ in noted.calls:
         if (shape, stride) not in inputs:
             pair = [torch.empty_strided(shape, stride, device=DEVICE).normal_() for _ in range(2)]
             inputs[shape, stride] = itertools.cycle(pair)
-    convolution = torch.ops.aten.convolution.default
 
     def run() -> Tensor:
-        for shape, stride, rest in noted.calls:
-            out = convolution(next(inputs[shape, stride]), *rest)
+        for function, shape, stride, rest in noted.calls:
+            out = function(next(inputs[shape, stride]), *rest)
         return out
 
     return run
@@ -88,9 +88,11 @@ def test_cifar_network(benchmark: BenchmarkFixture) -> None:
         for way, call in calls.items():
             with way.serving():
                 check_agreement(call(), truth, 1e-4)
-        calls[CONVOLUTIONS] = one_by_one(calls[FUSED])
+        for way in (CONVOLUTIONS, DIRECT):
+            with way.serving():
+                calls[way] = one_by_one(calls[FUSED])
         work = flops(calls[FUSED])
-        result = compare(benchmark, calls, baseline=CONVOLUTIONS, serves=("group_norm_silu", "noise_embed"), work=work)
+        result = compare(benchmark, calls, baseline=DIRECT, serves=("group_norm_silu", "noise_embed"), work=work)
     if len(result.times[FUSED.name]) < ROUNDS:  # --benchmark-disable: one turn is no verdict
         return
     # How far plain modules are behind is the machine's: its convolutions may or may not mind NCHW. That the rest of the

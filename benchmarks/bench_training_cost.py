@@ -23,6 +23,7 @@ from ctm_fast.losses import AdversarialLoss, distance
 from ctm_fast.models import CTM, EDMDenoiser, NetworkConfig, build_network
 from ctm_fast.models.discriminator import ProjectedDiscriminator
 from ctm_fast.models.features import EfficientNetLite0, feature_shapes
+from ctm_fast.models.prepacked import pack_winograd
 from ctm_fast.training.config import CTMConfig
 from ctm_fast.training.ctm_step import Adversary, CTMStep, Piece
 from ctm_fast.training.regions import Regions
@@ -90,6 +91,7 @@ def steps(name: str, *, adversarial: bool = False) -> dict[Way, NaiveStep | CTMS
             "adversary": _adversary() if adversarial else None,
         }
         if way == FAST:
+            teacher.net = pack_winograd(teacher.net, torch.float32)  # as a CTM stage has it
             made[way] = CTMStep(student, target, teacher, regions=Regions(compile=False, device=DEVICE), **arguments)
         else:
             made[way] = NaiveStep(student, target, teacher, **arguments)

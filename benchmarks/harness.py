@@ -173,8 +173,8 @@ def rotation(make: Callable[[], tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, .
 
 
 def flops(call: Call) -> int:
-    """Operations of the matrix products and convolutions of one call; its backward pass has twice as many."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    """Operations of the matrix products and direct convolutions of one call; its backward pass has twice as many."""
+    with ops.use_reference(), torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 

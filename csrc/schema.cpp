@@ -24,4 +24,5 @@ STABLE_TORCH_LIBRARY(ctm_fast, m) {
   m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def("conv3x3_pack(Tensor weight) -> Tensor");
   m.def("conv3x3_packed(Tensor x, Tensor packed, Tensor? bias, int lanes) -> Tensor");
+  m.def("conv3x3_weight_grad(Tensor grad, Tensor x, int lanes) -> Tensor");
 }

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <optional>
-#include <vector>
 
 #include "../common/check.h"
 
@@ -26,8 +26,11 @@ constexpr int kRows = 6;
 constexpr int64_t kPanel = 64;
 // What channels are a multiple of.
 constexpr int64_t kChannels = 16;
-// Bytes of transformed inputs that a thread works on: they and the products fit into a small second-level cache.
-constexpr int64_t kBytes = 262144;
+// Bytes of transformed inputs that a thread works on, about a second-level cache: more read the weights from further away
+// less often. Flat between a fifth and four times as much, but for 512 channels and more.
+constexpr int64_t kBytes = 1048576;
+// Tiles whose products a gradient in the weights adds up before it goes to memory.
+constexpr int64_t kChunk = 128;
 
 struct Place {
   int64_t image, row, column;
@@ -111,28 +114,43 @@ int64_t widest_lanes() {
   return 4;
 }
 
-using Convolve = void(const Problem&, int64_t, int64_t, int64_t, int64_t, float*);
+// The kernel for one width of vectors.
+struct Kernel {
+  decltype(&lanes4::convolve) convolve;
+  decltype(&lanes4::read_tile) read_tile;
+  decltype(&lanes4::read_gradient_tile) read_gradient_tile;
+  decltype(&lanes4::gradient_of_point) gradient_of_point;
+};
+
+#define CTM_FAST_KERNEL(width) \
+  {width::convolve, width::read_tile, width::read_gradient_tile, width::gradient_of_point}
 
 // For vectors of `lanes` floats, 0: the widest.
-Convolve* kernel(int64_t lanes) {
+Kernel kernel(int64_t lanes) {
   const int64_t widest = widest_lanes();
   lanes = lanes == 0 ? widest : lanes;
   STD_TORCH_CHECK(
       (lanes == 4 || lanes == 8 || lanes == 16) && lanes <= widest, "conv3x3: lanes: expected 0, 4, 8 or 16, at most ",
       widest, " on this machine, got ", lanes);
 #ifdef CTM_FAST_WIDER_VECTORS
-  if (lanes > 4) {
-    return lanes == 16 ? lanes16::convolve : lanes8::convolve;
+  if (lanes == 16) {
+    return CTM_FAST_KERNEL(lanes16);
+  }
+  if (lanes == 8) {
+    return CTM_FAST_KERNEL(lanes8);
   }
 #endif
-  return lanes4::convolve;
+  return CTM_FAST_KERNEL(lanes4);
 }
+
+// Not filled, as a vector would be.
+std::unique_ptr<float[]> buffer(int64_t size) { return std::unique_ptr<float[]>(new float[size]); }
 
 int64_t divide(int64_t total, int64_t by) { return (total + by - 1) / by; }
 
 // Deals tiles, and where these are few the output channels, out to threads.
 void convolve(const Problem& problem, int64_t lanes) {
-  Convolve* const run = kernel(lanes);
+  const auto run = kernel(lanes).convolve;
   const int64_t tiles = problem.tiles(), threads = torch::stable::get_num_threads();
   const int64_t tile_size = kPoints * kPoints * problem.padded_channels();
   const int64_t most = std::max<int64_t>(1, kBytes / static_cast<int64_t>(sizeof(float)) / tile_size / kRows) * kRows;
@@ -143,21 +161,46 @@ void convolve(const Problem& problem, int64_t lanes) {
   const int64_t groups = std::min(panels, std::max<int64_t>(1, threads / blocks));
   const int64_t width = divide(panels, groups) * kPanel;
   torch::stable::parallel_for(0, blocks * groups, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(share * (tile_size + kPoints * kPoints * kPanel));
+    const auto scratch = buffer(share * (tile_size + kPoints * kPoints * kPanel));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / groups, first = task % groups * width;
       run(problem, block * share, std::min(tiles, (block + 1) * share), first,
-          std::min(problem.out_channels, first + width), scratch.data());
+          std::min(problem.out_channels, first + width), scratch.get());
     }
   });
 }
 
 constexpr const char* kOp = "conv3x3";
 
+// G: the filter's polynomial at each point, over the product of that point's distances to the others.
+struct Filter {
+  double of[kPoints][3] = {{}, {}, {}, {}, {}, {0, 0, 1}};
+
+  Filter() {
+    const double a2 = kA2, b2 = kB2;
+    const double points[] = {0, kA, -kA, kB, -kB};
+    const double at_a = 2 * a2 * (a2 - b2), at_b = 2 * b2 * (b2 - a2);
+    const double distances[] = {a2 * b2, at_a, at_a, at_b, at_b};
+    for (int i = 0; i < kPoints - 1; ++i) {
+      for (int j = 0; j < 3; ++j) {
+        of[i][j] = (j == 0 ? 1 : j == 1 ? points[i] : points[i] * points[i]) / distances[i];
+      }
+    }
+  }
+};
+
 void check_channels(const char* name, int64_t channels) {
   STD_TORCH_CHECK(
       channels > 0 && channels % kChannels == 0, kOp, ": ", name, ": expected a multiple of ", kChannels,
       " channels, got ", channels);
+}
+
+void check_channels_last(const char* name, const Tensor& images) {
+  check_dtype(kOp, name, images, ScalarType::Float);
+  check_images(kOp, name, images);
+  STD_TORCH_CHECK(
+      is_channels_last(images), kOp, ": ", name, ": expected a channels_last tensor, got strides ",
+      to_string(images.strides()));
 }
 
 // [K, C, 3, 3] -> [36, C, K] in the kernel's own order: by panels of outputs, then points, inputs, outputs.
@@ -171,15 +214,7 @@ Tensor conv3x3_pack(const Tensor& weight) {
   check_channels("weight", inputs);
   const int64_t shape[] = {kPoints * kPoints, inputs, outputs};
   Tensor packed = torch::stable::new_empty(weight, {shape, 3});
-  const double a2 = kA2, b2 = kB2;
-  const double points[] = {0, kA, -kA, kB, -kB};
-  const double divisors[] = {a2 * b2, 2 * a2 * (a2 - b2), 2 * a2 * (a2 - b2), 2 * b2 * (b2 - a2), 2 * b2 * (b2 - a2)};
-  double g[kPoints][3] = {{}, {}, {}, {}, {}, {0, 0, 1}};
-  for (int i = 0; i < kPoints - 1; ++i) {
-    for (int j = 0; j < 3; ++j) {
-      g[i][j] = (j == 0 ? 1 : j == 1 ? points[i] : points[i] * points[i]) / divisors[i];
-    }
-  }
+  const Filter g;
   const float* from = weight.const_data_ptr<float>();
   float* to = packed.mutable_data_ptr<float>();
   const auto stride = weight.strides();
@@ -198,7 +233,7 @@ Tensor conv3x3_pack(const Tensor& weight) {
       for (int i = 0; i < kPoints; ++i) {
         for (int j = 0; j < 3; ++j) {
           for (int64_t k = 0; k < width; ++k) {
-            half[i][j][k] = g[i][0] * taps[0][j][k] + g[i][1] * taps[1][j][k] + g[i][2] * taps[2][j][k];
+            half[i][j][k] = g.of[i][0] * taps[0][j][k] + g.of[i][1] * taps[1][j][k] + g.of[i][2] * taps[2][j][k];
           }
         }
       }
@@ -207,7 +242,7 @@ Tensor conv3x3_pack(const Tensor& weight) {
         for (int j = 0; j < kPoints; ++j) {
           float* row = panel + (i * kPoints + j) * inputs * width;
           for (int64_t k = 0; k < width; ++k) {
-            row[k] = static_cast<float>(g[j][0] * half[i][0][k] + g[j][1] * half[i][1][k] + g[j][2] * half[i][2][k]);
+            row[k] = static_cast<float>(g.of[j][0] * half[i][0][k] + g.of[j][1] * half[i][1][k] + g.of[j][2] * half[i][2][k]);
           }
         }
       }
@@ -217,10 +252,7 @@ Tensor conv3x3_pack(const Tensor& weight) {
 }
 
 Tensor conv3x3_packed(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, int64_t lanes) {
-  check_dtype(kOp, "x", x, ScalarType::Float);
-  check_images(kOp, "x", x);
-  STD_TORCH_CHECK(
-      is_channels_last(x), kOp, ": x: expected a channels_last tensor, got strides ", to_string(x.strides()));
+  check_channels_last("x", x);
   check_dtype(kOp, "packed", packed, ScalarType::Float);
   check_contiguous(kOp, "packed", packed);
   const int64_t inputs = x.size(1), outputs = packed.dim() == 3 ? packed.size(2) : 0;
@@ -246,6 +278,84 @@ Tensor conv3x3_packed(const Tensor& x, const Tensor& packed, const std::optional
   return y;
 }
 
+// [K, C, 3, 3] float32 laid out as channels_last weights are.
+Tensor conv3x3_weight_grad(const Tensor& grad, const Tensor& x, int64_t lanes) {
+  check_channels_last("grad", grad);
+  check_channels_last("x", x);
+  const int64_t inputs = x.size(1), outputs = grad.size(1), height = x.size(2), width = x.size(3);
+  const int64_t size[] = {x.size(0), outputs, height, width};
+  check_shape(kOp, "grad", grad, {size, 4});
+  check_channels("x", inputs);
+  check_channels("grad", outputs);
+  const Kernel run = kernel(lanes);
+  const Problem problem{x.const_data_ptr<float>(), nullptr, nullptr, nullptr, x.size(0), inputs, outputs, height, width};
+  const float* gradients = grad.const_data_ptr<float>();
+  const int64_t points = kPoints * kPoints, tiles = problem.tiles(), chunk = std::min(tiles, kChunk);
+  const int64_t v_stride = inputs + kChannels, z_stride = outputs + kChannels;
+  const int64_t shape[] = {points, inputs, outputs};
+  Tensor transformed = torch::stable::new_empty(x, {shape, 3});
+  float* u = transformed.mutable_data_ptr<float>();
+  if (tiles == 0) {
+    std::fill(u, u + points * inputs * outputs, 0.0f);
+  }
+  const auto v = buffer(points * chunk * v_stride), z = buffer(points * chunk * z_stride);
+  for (int64_t first = 0; first < tiles; first += chunk) {
+    const int64_t count = std::min(chunk, tiles - first);
+    torch::stable::parallel_for(0, count, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Place tile = problem.place(first + i);
+        run.read_tile(
+            problem, problem.x + tile.image * problem.x_size(), tile, v.get() + i * v_stride, chunk * v_stride);
+        run.read_gradient_tile(
+            problem, gradients + tile.image * problem.y_size(), tile, z.get() + i * z_stride, chunk * z_stride);
+      }
+    });
+    torch::stable::parallel_for(0, points, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t point = begin; point < end; ++point) {
+        run.gradient_of_point(
+            problem, v.get() + point * chunk * v_stride, v_stride, z.get() + point * chunk * z_stride, z_stride, count,
+            u + point * inputs * outputs, first > 0);
+      }
+    });
+  }
+  const int64_t weight_size[] = {outputs, inputs, 3, 3};
+  Tensor weight_grad = torch::stable::empty(
+      {weight_size, 4}, ScalarType::Float, std::nullopt, x.device(), std::nullopt,
+      torch::headeronly::MemoryFormat::ChannelsLast);
+  float* to = weight_grad.mutable_data_ptr<float>();
+  const Filter g;
+  torch::stable::parallel_for(0, divide(outputs, kPanel) * inputs, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task / inputs * kPanel, c = task % inputs, panel = std::min(kPanel, outputs - first);
+      double half[3][kPoints][kPanel] = {};
+      for (int i = 0; i < kPoints; ++i) {
+        for (int j = 0; j < kPoints; ++j) {
+          const float* row = u + ((i * kPoints + j) * inputs + c) * outputs + first;
+          for (int tap = 0; tap < 3; ++tap) {
+            for (int64_t k = 0; k < panel; ++k) {
+              half[tap][j][k] += g.of[i][tap] * row[k];
+            }
+          }
+        }
+      }
+      for (int i = 0; i < 3; ++i) {
+        for (int j = 0; j < 3; ++j) {
+          double sum[kPanel] = {};
+          for (int point = 0; point < kPoints; ++point) {
+            for (int64_t k = 0; k < panel; ++k) {
+              sum[k] += g.of[point][j] * half[i][point][k];
+            }
+          }
+          for (int64_t k = 0; k < panel; ++k) {
+            to[(((first + k) * 3 + i) * 3 + j) * inputs + c] = static_cast<float>(sum[k]);
+          }
+        }
+      }
+    }
+  });
+  return weight_grad;
+}
+
 Tensor conv3x3(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   return conv3x3_packed(x, conv3x3_pack(weight), bias, 0);
 }
@@ -254,6 +364,7 @@ STABLE_TORCH_LIBRARY_IMPL(ctm_fast, CPU, m) {
   m.impl("conv3x3", TORCH_BOX(&conv3x3));
   m.impl("conv3x3_pack", TORCH_BOX(&conv3x3_pack));
   m.impl("conv3x3_packed", TORCH_BOX(&conv3x3_packed));
+  m.impl("conv3x3_weight_grad", TORCH_BOX(&conv3x3_weight_grad));
 }
 
 }  // namespace

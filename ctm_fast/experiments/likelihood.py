@@ -53,7 +53,7 @@ def investigate(lab: Lab) -> Finding:
         ),
         [_against(bits, CTM_PLAIN.name), _against(bits, NO_DSM.name)],
         [
-            f"{len(chosen)} images of the {split}, uniform dequantisation, the ODE from sigma_min to sigma_max with "
+            f"{len(chosen)} {split}, uniform dequantisation, the ODE from sigma_min to sigma_max with "
             f"tolerance {SETTINGS.tolerance:g}, {SETTINGS.probe_count} probe an image (seed {SETTINGS.seed}), "
             f"{SETTINGS.draws} draws of the bound; errors are over images. All models see the same images, noise and "
             "probes: the differences are paired.",
@@ -80,8 +80,8 @@ def held_out(lab: Lab) -> tuple[ImageDataset, str]:
             split="test",
         )
     except DataError:
-        return lab.trainings.dataset, "images that were trained on (the data have no test split)"
-    return found, "test split"
+        return lab.trainings.dataset, "of the images that were trained on (the data have no test split)"
+    return found, "images of the test split"
 
 
 def _measure(lab: Lab, trained: Trained, data: ImageDataset, chosen: np.ndarray) -> ImageBits:

@@ -106,6 +106,6 @@ def _minutes(seconds: object) -> str:
 
 def _busy(load: object) -> str:
     busy = float(str(load))
-    if busy <= 1:
+    if busy <= 1.25:
         return ""
     return f". {busy:.1f} processes shared each core meanwhile: idle, it takes a fraction of these times"

@@ -28,15 +28,28 @@ def unsupported(dtype: torch.dtype) -> str | None:
 
 def prepack(net: UNet, dtype: torch.dtype) -> UNet:
     """``net`` for inference in ``dtype`` at any batch size, sharing all with ``net`` but its convolutions' weights."""
-    shared = {id(tensor): tensor for tensor in itertools.chain(net.parameters(), net.buffers())}
-    packed = copy.deepcopy(net, shared)
-    shapes = _input_shapes(packed, dtype)
-    for name, shape in shapes.items():
+    packed = pack_winograd(net, dtype)
+    for name, shape in _input_shapes(packed, dtype).items():
         conv = packed.get_submodule(name)
         assert isinstance(conv, Conv2d)
-        winograd = conv.kernel_size == (3, 3) and packing_pays(conv.in_channels, conv.out_channels, dtype)
-        packed.set_submodule(name, WinogradConv2d(conv) if winograd else OneDNNConv2d(conv, shape, dtype))
+        packed.set_submodule(name, OneDNNConv2d(conv, shape, dtype))
     return packed.eval()
+
+
+def pack_winograd(net: UNet, dtype: torch.dtype) -> UNet:
+    """``net`` for passes on a CPU without gradients in ``dtype``, sharing all with ``net`` but what it packs.
+
+    That is the 3x3 convolutions which Winograd's filtering serves; their weights become other ordinary tensors, which
+    ``torch.compile`` takes.
+    """
+    shared = {id(tensor): tensor for tensor in itertools.chain(net.parameters(), net.buffers())}
+    packed = copy.deepcopy(net, shared)
+    for name, conv in net.named_modules():
+        if not isinstance(conv, Conv2d) or conv.kernel_size != (3, 3):
+            continue
+        if packing_pays(conv.in_channels, conv.out_channels, dtype):
+            packed.set_submodule(name, WinogradConv2d(conv))
+    return packed
 
 
 class WinogradConv2d(nn.Module):

@@ -48,7 +48,7 @@ _FUSED: tuple[Backend, ...] = ("cpp", "triton")
 # Winograd's convolution needs vectors of 8: with 4 it takes twice as long as PyTorch's.
 _CONV: tuple[Backend, ...] = ("cpp",) if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else ()
 _CONV3X3: dict[str, tuple[Backend, ...]] = {
-    **dict.fromkeys(("conv3x3", "conv3x3_pack", "conv3x3_packed"), _CONV),
+    **dict.fromkeys(("conv3x3", "conv3x3_pack", "conv3x3_packed", "conv3x3_weight_grad"), _CONV),
     "conv3x3 few tiles": (),
 }
 _SDPA: dict[str, tuple[Backend, ...]] = {"attention": ("sdpa",)}

@@ -31,8 +31,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: [K] in the dtype of ``x``.
 
     Returns:
-        [B, K, H, W] in the dtype of ``x``, channels_last where ``x`` is. Differentiable in every tensor; in forward mode only under
-        :func:`ctm_fast.ops.use_reference`.
+        [B, K, H, W] in the dtype of ``x``, channels_last where ``x`` is. Differentiable in every tensor, any number of
+        times; in forward mode only under :func:`ctm_fast.ops.use_reference`.
 
     Raises:
         TypeError: a dtype, ValueError: a shape or a device; both name the argument.
@@ -135,14 +135,30 @@ def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor |
     x, weight = ctx.saved_tensors
     need_x, need_weight, need_bias = ctx.needs_input_grad
     grad = grad.contiguous(memory_format=torch.channels_last)
-    dx = ops.conv3x3(grad, weight.flip(2, 3).transpose(0, 1), None) if need_x else None
-    dweight = None
-    if need_weight:
-        ones = [1, 1]
-        _, dweight, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, ones, ones, ones, False, [0, 0], 1, [False, True, False]
-        )
+    dx = ops.conv3x3(grad, _transposed(weight), None) if need_x else None
+    dweight = ops.conv3x3_weight_grad(grad, x, 0) if need_weight else None
     return dx, dweight, grad.sum((0, 2, 3)) if need_bias else None
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    """The weights of the convolution's transpose."""
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+def _fake_weight_grad(grad: Tensor, x: Tensor, lanes: int) -> Tensor:
+    return grad.new_empty((grad.shape[1], 3, 3, x.shape[1])).permute(0, 3, 1, 2)
+
+
+def _setup_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _weight_grad_backward(ops: Any, ctx: Any, weight: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    """It is linear in both: a convolution of each with the gradient that comes for the weights."""
+    grad, x = ctx.saved_tensors
+    need_grad, need_x, _ = ctx.needs_input_grad
+    d_grad = ops.conv3x3(x, weight, None) if need_grad else None
+    return d_grad, ops.conv3x3(grad, _transposed(weight), None) if need_x else None, None
 
 
 define(
@@ -151,6 +167,14 @@ define(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    cells=("reference", "cpp"),
+)
+define(
+    "conv3x3",
+    "conv3x3_weight_grad",
+    fake=_fake_weight_grad,
+    setup_context=_setup_weight_grad,
+    backward=_weight_grad_backward,
     cells=("reference", "cpp"),
 )
 define("conv3x3", "conv3x3_pack", fake=_fake_pack, cells=("reference", "cpp"))

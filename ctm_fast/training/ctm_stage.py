@@ -72,7 +72,7 @@ class CTMStage(Stage):
         if teacher is not None:
             teacher = teacher.to(execution.device).eval().requires_grad_(False)
             teacher.dtype = compute_dtype(settings.solver_precision)
-            self.placement.place(teacher.net)
+            teacher.net = self.placement.place_frozen(teacher.net, teacher.dtype)
         self.optimizer = RAdam(self.placement.groups(self.model), lr=settings.lr)
         self.batches = Batches.of(config, self.name, settings.batch, dataset, execution.device)
         self.timer = regions.timer

@@ -4,9 +4,11 @@ import importlib
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from ctm_fast.models import CTM, EDMDenoiser, NetworkConfig, UNet
+from ctm_fast.models.prepacked import pack_winograd
 from ctm_fast.training.execution import Execution
 
 Model = TypeVar("Model", bound=CTM | EDMDenoiser)
@@ -17,6 +19,10 @@ class Whole:
 
     def place(self, net: UNet) -> None:
         """Leave on this rank its part of ``net``, which is the same on every rank; optimizers are made afterwards."""
+
+    def place_frozen(self, net: UNet, dtype: torch.dtype) -> UNet:
+        """As :meth:`place`, of a network that no step changes, for passes without gradients in ``dtype``."""
+        return pack_winograd(net, dtype) if net.out_conv.weight.device.type == "cpu" else net
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """The parameters of ``model`` for an optimizer."""

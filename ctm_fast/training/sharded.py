@@ -34,6 +34,11 @@ class Sharded(Whole):
         """See :func:`shard_blocks`."""
         shard_blocks(net)
 
+    def place_frozen(self, net: UNet, dtype: torch.dtype) -> UNet:
+        """As any other."""
+        shard_blocks(net)
+        return net
+
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Those of :func:`parameter_groups`."""
         return parameter_groups(model)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 TILE, PANEL = 4, 64
 _A, _B = 0.625, 1.5
@@ -54,3 +55,8 @@ def conv3x3_packed(x: Tensor, packed: Tensor, bias: Tensor | None, lanes: int) -
     y = torch.einsum("ia,adbyxk,jd->byixjk", A_T, m, A_T).reshape(batch, TILE * rows, TILE * columns, outputs)
     y = y[:, :height, :width] if bias is None else y[:, :height, :width] + bias
     return y.contiguous().permute(0, 3, 1, 2)
+
+
+def conv3x3_weight_grad(grad: Tensor, x: Tensor, lanes: int) -> Tensor:
+    shape = (grad.shape[1], x.shape[1], 3, 3)
+    return conv2d_weight(x, shape, grad, padding=1).contiguous(memory_format=torch.channels_last)
