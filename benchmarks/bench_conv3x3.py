@@ -25,6 +25,7 @@ from benchmarks.harness import (
 from ctm_fast.models.prepacked import OneDNNConv2d, WinogradConv2d
 from ctm_fast.nn import Conv2d
 from ctm_fast.ops import conv3x3, serving
+from ctm_fast.ops.conv3x3 import FEWEST_TILES
 
 SIZES = [(8, 256, 256, 32), (8, 256, 256, 16), (8, 512, 256, 16), (1, 256, 256, 32), (1, 256, 256, 8), (64, 32, 32, 8)]
 """[B, C, K, side] in the CIFAR-10 network, at its batch of production and at one image, and in the digits'."""
@@ -55,7 +56,7 @@ def test_in_turns(benchmark: BenchmarkFixture, size: tuple[int, int, int, int], 
     calls = {way: timed(way) for way in (CPP, EAGER, COMPILED)}
     work = (3 if grad else 1) * flops(lambda: conv3x3(cotangent[:, :1].expand(-1, inputs, -1, -1), weight))
     result = compare(benchmark, calls, baseline=EAGER, serves=("conv3x3",), work=work)
-    few = batch * (side // 4) ** 2 < 48
+    few = batch * (side // 4) ** 2 < FEWEST_TILES
     check_default(result, EAGER if few or serving("conv3x3", "cpu") == "reference" else CPP)
 
 

@@ -14,6 +14,8 @@
 namespace ctm_fast::cpu {
 namespace {
 
+constexpr const char* kOp = "conv3x3";
+
 constexpr int kTile = 4;
 constexpr int kPoints = kTile + 2;
 // The points are 0, +-a, +-b and infinity; all their powers below are exact in float32.
@@ -22,6 +24,8 @@ constexpr float kB = 1.5f, kB2 = kB * kB;
 
 // Tiles whose products are held in registers at a time.
 constexpr int kRows = 6;
+// Channels in a sum that registers hold from end to end.
+constexpr int64_t kDepth = 256;
 // Output channels whose transformed weights lie together.
 constexpr int64_t kPanel = 64;
 // What channels are a multiple of.
@@ -130,7 +134,7 @@ Kernel kernel(int64_t lanes) {
   const int64_t widest = widest_lanes();
   lanes = lanes == 0 ? widest : lanes;
   STD_TORCH_CHECK(
-      (lanes == 4 || lanes == 8 || lanes == 16) && lanes <= widest, "conv3x3: lanes: expected 0, 4, 8 or 16, at most ",
+      (lanes == 4 || lanes == 8 || lanes == 16) && lanes <= widest, kOp, ": lanes: expected 0, 4, 8 or 16, at most ",
       widest, " on this machine, got ", lanes);
 #ifdef CTM_FAST_WIDER_VECTORS
   if (lanes == 16) {
@@ -158,8 +162,8 @@ void convolve(const Problem& problem, int64_t lanes) {
   const int64_t share = divide(divide(tiles, rounds * threads), kRows) * kRows;
   const int64_t blocks = divide(tiles, share);
   const int64_t panels = divide(problem.out_channels, kPanel);
-  const int64_t groups = std::min(panels, std::max<int64_t>(1, threads / blocks));
-  const int64_t width = divide(panels, groups) * kPanel;
+  const int64_t panel_share = divide(panels, std::min(panels, std::max<int64_t>(1, threads / blocks)));
+  const int64_t groups = divide(panels, panel_share), width = panel_share * kPanel;
   torch::stable::parallel_for(0, blocks * groups, 1, [&](int64_t begin, int64_t end) {
     const auto scratch = buffer(share * (tile_size + kPoints * kPoints * kPanel));
     for (int64_t task = begin; task < end; ++task) {
@@ -169,8 +173,6 @@ void convolve(const Problem& problem, int64_t lanes) {
     }
   });
 }
-
-constexpr const char* kOp = "conv3x3";
 
 // G: the filter's polynomial at each point, over the product of that point's distances to the others.
 struct Filter {
@@ -357,6 +359,9 @@ Tensor conv3x3_weight_grad(const Tensor& grad, const Tensor& x, int64_t lanes) {
 }
 
 Tensor conv3x3(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  check_channels_last("x", x);
+  const int64_t shape[] = {weight.size(0), x.size(1), 3, 3};
+  check_shape(kOp, "weight", weight, {shape, 4});
   return conv3x3_packed(x, conv3x3_pack(weight), bias, 0);
 }
 

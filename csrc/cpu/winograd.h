@@ -135,24 +135,29 @@ inline void write_tile(
   }
 }
 
-// m [rows][width] = v [rows][channels] u [channels][width] for a few tiles and the vectors that registers hold.
+// m [rows][width] = v [rows][channels] u [channels][width] for a few tiles and the vectors that registers hold. Sums of
+// kDepth channels are added up: the error of one sum over all grows with the root of their number.
 template <int rows, int vectors>
 void product(const float* v, int64_t v_stride, const float* u, int64_t width, int64_t channels, float* m) {
-  Lanes sum[rows][vectors] = {};
-  for (int64_t c = 0; c < channels; ++c) {
-    Lanes weights[vectors];
-    for (int j = 0; j < vectors; ++j) {
-      weights[j] = load(u + c * width + j * CTM_FAST_LANES);
+  for (int64_t first = 0; first < channels; first += kDepth) {
+    Lanes sum[rows][vectors] = {};
+    const int64_t last = std::min(channels, first + kDepth);
+    for (int64_t c = first; c < last; ++c) {
+      Lanes weights[vectors];
+      for (int j = 0; j < vectors; ++j) {
+        weights[j] = load(u + c * width + j * CTM_FAST_LANES);
+      }
+      for (int i = 0; i < rows; ++i) {
+        for (int j = 0; j < vectors; ++j) {
+          sum[i][j] += v[i * v_stride + c] * weights[j];
+        }
+      }
     }
     for (int i = 0; i < rows; ++i) {
       for (int j = 0; j < vectors; ++j) {
-        sum[i][j] += v[i * v_stride + c] * weights[j];
+        float* to = m + i * width + j * CTM_FAST_LANES;
+        store(to, first > 0 ? load(to) + sum[i][j] : sum[i][j]);
       }
-    }
-  }
-  for (int i = 0; i < rows; ++i) {
-    for (int j = 0; j < vectors; ++j) {
-      store(m + i * width + j * CTM_FAST_LANES, sum[i][j]);
     }
   }
 }

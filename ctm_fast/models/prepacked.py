@@ -1,9 +1,8 @@
 """A network whose convolutions have their weights in their kernel's layout once, and not anew in each call.
 
-On a CPU, PyTorch reorders the weights of a convolution at every call, and lets oneDNN choose its kernel for weights as
-they are. With packed ones the CIFAR-10 network takes 0.81 of the time at batch 1 and 0.86 at batch 8 (one thread of a
-2-core AMD EPYC, torch 2.13, float32); packing takes 0.1 s. ``torch.compile`` takes 16 s and brings 0.97 and 1.02, with
-Inductor's freezing 0.98 and 0.99, and on top of packed weights nothing: so nothing is compiled.
+On a CPU, 3x3 convolutions in float32 by Winograd's filtering want transformed weights (:mod:`ctm_fast.ops.conv3x3`);
+of all others PyTorch reorders the weights at every call, and lets oneDNN choose its kernel for weights as they are.
+``torch.compile`` on top brings nothing, so nothing is compiled. Figures are in CONTRIBUTING ("Tried and dropped").
 """
 
 import copy
@@ -39,13 +38,15 @@ def prepack(net: UNet, dtype: torch.dtype) -> UNet:
 def pack_winograd(net: UNet, dtype: torch.dtype) -> UNet:
     """``net`` for passes on a CPU without gradients in ``dtype``, sharing all with ``net`` but what it packs.
 
+    A gradient that is asked for raises NotImplementedError. Packed weights are four times as large.
+
     That is the 3x3 convolutions which Winograd's filtering serves; their weights become other ordinary tensors, which
     ``torch.compile`` takes.
     """
     shared = {id(tensor): tensor for tensor in itertools.chain(net.parameters(), net.buffers())}
     packed = copy.deepcopy(net, shared)
     for name, conv in net.named_modules():
-        if not isinstance(conv, Conv2d) or conv.kernel_size != (3, 3):
+        if conv is net.out_conv or not isinstance(conv, Conv2d) or conv.kernel_size != (3, 3):
             continue
         if packing_pays(conv.in_channels, conv.out_channels, dtype):
             packed.set_submodule(name, WinogradConv2d(conv))

@@ -11,7 +11,7 @@ from ctm_fast.ops.reference import conv3x3 as reference
 
 CHANNELS = 16
 """What the kernel's input and output channels are a multiple of."""
-FEWEST_TILES = 48
+FEWEST_TILES = 64
 """Tiles of 4x4 outputs from which it pays to transform the weights anew in each call (measured, 32 to 512 channels)."""
 
 
@@ -20,10 +20,12 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
         y[b, k, i, j] = bias[k] + sum_{c, u, v} weight[k, c, u, v] x[b, c, i + u - 1, j + v - 1]
 
-    The kernel computes it by F(4x4, 3x3) of Lavin & Gray (arXiv 1509.09308), in float32, with about twice the rounding
-    error of PyTorch's convolution, for channels_last images on a CPU whose channels are multiples of 16. PyTorch's own
-    convolution serves all others, and images too few to be worth the transform of the weights; see
-    :func:`conv3x3_packed` for weights that stay.
+    The kernel computes it by F(4x4, 3x3) of Lavin & Gray (arXiv 1509.09308), in float32, for channels_last images on a
+    CPU whose channels are multiples of 16. It loses about twice what PyTorch's convolution loses by rounding, in the
+    gradient of the weights three to five times; and as 16 pixels are computed at once, a pixel that is not finite, or
+    far larger than its neighbours, is felt by all of them. PyTorch's own convolution serves all else: under autocast,
+    in exported programs, and images too few to be worth the transform of the weights. See :func:`conv3x3_packed` for
+    weights that stay.
 
     Args:
         x: [B, C, H, W] float32, bfloat16 or float16.
@@ -39,15 +41,15 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         NotImplementedError: a derivative that the fused kernel does not have.
     """
     check_image("x", x, dtypes=FLOATS)
-    check_image("weight", weight, dtypes=(x.dtype,))
-    check("weight", weight, like=x, shape=(weight.shape[0], x.shape[1], 3, 3), dtypes=(x.dtype,))
+    outputs = weight.shape[0] if isinstance(weight, Tensor) and weight.dim() else 0
+    check("weight", weight, like=x, shape=(outputs, x.shape[1], 3, 3), dtypes=(x.dtype,))
     if bias is not None:
-        check("bias", bias, like=x, shape=weight.shape[:1], dtypes=(x.dtype,))
+        check("bias", bias, like=x, shape=(outputs,), dtypes=(x.dtype,))
     # An exported program holds the weights as they are, and transforming them at each of its calls would not pay.
-    if x.is_cuda or torch.compiler.is_exporting() or not _suits(x, weight.shape[0]):
+    if x.is_cuda or torch.compiler.is_exporting() or not _suits(x, outputs):
         return reference.conv3x3(x, weight, bias)
     serve = kernel("conv3x3", x, weight, bias, case="few tiles" if _tiles(x) < FEWEST_TILES else None)
-    return serve(x, weight, bias)
+    return serve(x, weight, None if bias is None else bias.contiguous())
 
 
 def conv3x3_pack(weight: Tensor) -> Tensor:
@@ -56,8 +58,7 @@ def conv3x3_pack(weight: Tensor) -> Tensor:
     G g G^T of each filter g, in the kernel's own order; it is of no use to anything else, and has no gradient.
     Raises TypeError or ValueError that names the argument.
     """
-    check_image("weight", weight)
-    outputs, inputs = weight.shape[:2]
+    outputs, inputs = weight.shape[:2] if isinstance(weight, Tensor) and weight.dim() == 4 else (0, 0)
     check("weight", weight, shape=(outputs, inputs, 3, 3))
     if not fits(inputs, outputs, weight.dtype):
         raise ValueError(f"weight: expected multiples of {CHANNELS} channels, got {inputs} in and {outputs} out")
@@ -65,7 +66,7 @@ def conv3x3_pack(weight: Tensor) -> Tensor:
 
 
 def conv3x3_packed(x: Tensor, packed: Tensor, bias: Tensor | None = None, *, lanes: int = 0) -> Tensor:
-    """:func:`conv3x3` with weights from :func:`conv3x3_pack`, at any number of images; no gradient.
+    """:func:`conv3x3` with weights from :func:`conv3x3_pack`, at any number of images; it has no gradient.
 
     An image's result does not depend on the batch it is in: not in a bit.
 
@@ -78,7 +79,9 @@ def conv3x3_packed(x: Tensor, packed: Tensor, bias: Tensor | None = None, *, lan
     Returns:
         [B, K, H, W] float32, channels_last.
 
-    Raises TypeError or ValueError that names the argument.
+    Raises:
+        TypeError: a dtype, ValueError: a shape or a device; both name the argument.
+        NotImplementedError: a gradient is asked for.
     """
     check_image("x", x)
     outputs = packed.shape[-1] if isinstance(packed, Tensor) and packed.dim() else 0
@@ -86,8 +89,10 @@ def conv3x3_packed(x: Tensor, packed: Tensor, bias: Tensor | None = None, *, lan
     if bias is not None:
         check("bias", bias, like=x, shape=(outputs,))
     serve = kernel("conv3x3_packed", x, packed, bias)
-    with torch.no_grad():
-        return serve(x.contiguous(memory_format=torch.channels_last), packed, bias, lanes)
+    if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (x, packed, bias)):
+        raise NotImplementedError("conv3x3_packed: there is no gradient; call it under torch.no_grad(), or conv3x3")
+    x = x.contiguous(memory_format=torch.channels_last)
+    return serve(x, packed.contiguous(), None if bias is None else bias.contiguous(), lanes)
 
 
 def fits(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
@@ -101,6 +106,8 @@ def packing_pays(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
 
 
 def _suits(x: Tensor, outputs: int) -> bool:
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return False
     return fits(x.shape[1], outputs, x.dtype) and x.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -139,8 +139,9 @@ class Sampler:
         for each batch, with as many rows as the smallest of ``batch_sizes`` that holds it; more images than the largest
         take several. Other options are launched kernel by kernel, as without a warm-up.
 
-        On a CPU, the convolutions' weights are laid out once as oneDNN wants them, whatever the options, which takes
-        their memory a second time; nothing is padded. Later changes of the model's weights are not seen.
+        On a CPU, the convolutions' weights are laid out once as their kernels want them, whatever the options; nothing
+        is padded. In float32 that takes four times their memory besides, or once again on a CPU without AVX2 and in
+        bfloat16. Later changes of the model's weights are not seen.
 
         Images are the same as before, to rounding. Raises ConfigError or LevelError as for a call.
         """

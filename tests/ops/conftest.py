@@ -48,7 +48,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     op = getattr(metafunc.cls, "op", None)
     cells = _library._cells[op.__name__] if op else ("reference", "cpp", "triton")
     devices = getattr(metafunc.cls, "devices", ("cpu", "cuda"))
-    for fixture, backends in (("serving", cells), ("fused", [cell for cell in cells if cell in ("cpp", "triton")])):
+    kernels = {
+        "serving": cells,
+        "fused": [cell for cell in cells if cell in ("cpp", "triton")],
+        "native": ["cpp"],
+        "tiled": ["triton"],
+    }
+    for fixture, backends in kernels.items():
         if fixture in metafunc.fixturenames:
             metafunc.parametrize(fixture, _params(*backends, devices=devices), indirect=True)
 
@@ -83,14 +89,14 @@ def fused(request: pytest.FixtureRequest) -> Iterator[Serving]:
         yield request.param
 
 
-@pytest.fixture(params=_params("cpp"))
+@pytest.fixture
 def native(request: pytest.FixtureRequest) -> Iterator[Serving]:
     """The C++ or CUDA kernels serving, for what only they have."""
     with use_backend(request.param.backend):
         yield request.param
 
 
-@pytest.fixture(params=_params("triton"))
+@pytest.fixture
 def tiled(request: pytest.FixtureRequest) -> Iterator[Serving]:
     """Triton's kernels serving, for what only they have."""
     with use_backend(request.param.backend):

@@ -12,15 +12,15 @@ _POINTS = (0.0, _A, -_A, _B, -_B)
 
 def _matrices() -> tuple[Tensor, Tensor, Tensor]:
     """A^T [4, 6], G [6, 3] and B^T [6, 6] of F(4x4, 3x3) at 0, +-5/8, +-3/2 and infinity, float64."""
-    points = torch.tensor(_POINTS, dtype=torch.float64)
-    powers = points[:, None] ** torch.arange(TILE)
-    differences = points[:, None] - points + torch.eye(5)
-    G = torch.cat([powers[:, :3] / differences.prod(1, keepdim=True), torch.tensor([[0.0, 0.0, 1.0]])])
-    A_T = torch.cat([powers.T, torch.tensor([[0.0], [0.0], [0.0], [1.0]])], 1)
-    B_T = torch.zeros(6, 6, dtype=torch.float64)
+    points = torch.tensor(_POINTS, dtype=torch.float64, device="cpu")
+    powers = points[:, None] ** torch.arange(TILE, device="cpu")
+    differences = points[:, None] - points + torch.eye(5, device="cpu")
+    G = torch.cat([powers[:, :3] / differences.prod(1, keepdim=True), torch.tensor([[0.0, 0.0, 1.0]], device="cpu")])
+    A_T = torch.cat([powers.T, torch.tensor([[0.0], [0.0], [0.0], [1.0]], device="cpu")], 1)
+    B_T = torch.zeros(6, 6, dtype=torch.float64, device="cpu")
     for row in range(6):
         roots = [point for other, point in enumerate(_POINTS) if other != row]
-        coefficients = torch.ones(1, dtype=torch.float64)
+        coefficients = torch.ones(1, dtype=torch.float64, device="cpu")
         for root in roots:  # times (x - root), the lowest power first
             coefficients = functional.pad(coefficients, (1, 0)) - root * functional.pad(coefficients, (0, 1))
         B_T[row, : len(coefficients)] = coefficients
