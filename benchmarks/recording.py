@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import ROOT, THREADS
-from ctm_fast.files import atomic_write
+from ctm_fast.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 SOURCES = ("ctm_fast", "csrc", "benchmarks", "setup.py", "CMakeLists.txt", "pyproject.toml")
@@ -158,4 +158,4 @@ class Recording:
         self.content = json.loads(self.path.read_text())
 
     def _write(self) -> None:
-        atomic_write(self.path, lambda file: file.write((json.dumps(self.content, indent=1) + "\n").encode()))
+        write_text(self.path, json.dumps(self.content, indent=1) + "\n")

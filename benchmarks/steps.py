@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.processes import PATIENCE, last_lines, run
-from ctm_fast.files import atomic_write
+from ctm_fast.files import write_text
 
 
 class Step(NamedTuple):
@@ -44,7 +44,7 @@ class Progress:
             self.steps[name] = {"outcome": outcome, "seconds": round(seconds, 1), "note": note}
             self.directory.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self.content, indent=1) + "\n"
-            atomic_write(self.path, lambda file: file.write(text.encode()))
+            write_text(self.path, text)
 
     def log(self, name: str) -> Path:
         return self.directory / "logs" / (name.replace("/", ".").replace(" ", "-") + ".txt")

@@ -4,6 +4,11 @@ The command lines print the message on one line and exit with code 2.
 """
 
 
+def reason(error: BaseException) -> str:
+    """Another's exception on one line: its type and what it says."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 class UserError(ValueError):
     """The base of all of them."""
 

@@ -25,7 +25,7 @@ from ctm_fast.evaluation import extractors
 from ctm_fast.evaluation.extractors import Extractor
 from ctm_fast.evaluation.measure import METRICS, check_metrics, compare, summarise, warnings
 from ctm_fast.evaluation.moments_file import StoredMoments, has_moments, read_moments, write_moments
-from ctm_fast.files import atomic_write, check_output
+from ctm_fast.files import check_output, write_text
 from ctm_fast.models.features.inception import is_torchscript
 from ctm_fast.sample import parse_seeds
 from ctm_fast.serving.manifest import beside, seeds_text
@@ -97,7 +97,7 @@ def _evaluate(arguments: Any, metrics: Sequence[str], ranks: Ranks, device: torc
         write_moments(arguments.save_stats, reference.moments, reference.spatial, kept)
     if arguments.out is not None:
         text = json.dumps(record, indent=2) + "\n"
-        atomic_write(arguments.out, lambda file: file.write(text.encode()))
+        write_text(arguments.out, text)
     print(_text(record, extractor))
 
 

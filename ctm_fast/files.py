@@ -38,6 +38,11 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
             os.close(directory)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """:func:`atomic_write` of a text, in UTF-8."""
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
 def check_output(name: str, path: Path, suffix: str, *, sources: Sequence[Path] = (), of: str = "SRC") -> None:
     """Raise ConfigError naming the option unless a file can be written to ``path``: before work of hours, not after.
 

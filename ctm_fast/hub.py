@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctm_fast.errors import CheckpointError
+from ctm_fast.errors import CheckpointError, reason
 from ctm_fast.models import CTM, EDMDenoiser, load_model, save_model
 from ctm_fast.models.repository import WEIGHTS, download
 
@@ -43,8 +43,9 @@ def from_pretrained(folder_or_repo: str | Path, **options: Any) -> tuple[CTM | E
     except CheckpointError:
         raise
     except Exception as error:  # no network, no such repository, or a config.json that may be anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(f"{folder_or_repo}: expected a folder or a repository of the Hub: {reason}") from error
+        raise CheckpointError(
+            f"{folder_or_repo}: expected a folder or a repository of the Hub: {reason(error)}"
+        ) from error
     return loaded.model, loaded.metadata
 
 

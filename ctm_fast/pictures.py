@@ -14,8 +14,8 @@ WIDTH, HEIGHT = 960, 540
 SUPERSAMPLING = 2  # drawn at this multiple and averaged down, which smooths the lines
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; black and yellow left out.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_INK, _GREY, _GRID = "#222222", "#666666", "#E4E4E4"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+INK, _GREY, _GRID = "#222222", "#666666", "#E4E4E4"
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 28, 52, 60  # margins around plot and legend
 _GAP = 2  # white pixels between the images of a grid
 
@@ -69,9 +69,9 @@ def line_plot(curves: Mapping[str, Curve], *, title: str, xlabel: str, ylabel: s
     canvas = _Canvas()
     right = WIDTH - _RIGHT - _draw_legend(canvas, list(runs))
     middle = (_LEFT + right) / 2, (_TOP + HEIGHT - _BOTTOM) / 2
-    canvas.text((middle[0], _TOP / 2), title, 19, "mm", _INK)
-    canvas.text((middle[0], HEIGHT - 18), xlabel, 15, "mm", _INK)
-    canvas.text_upwards((20, middle[1]), ylabel, 15, _INK)
+    canvas.text((middle[0], _TOP / 2), title, 19, "mm", INK)
+    canvas.text((middle[0], HEIGHT - 18), xlabel, 15, "mm", INK)
+    canvas.text_upwards((20, middle[1]), ylabel, 15, INK)
     if points:
         x_axis = _Axis(min(x for x, _ in points), max(x for x, _ in points), _LEFT, right, log=False)
         y_axis = _Axis(min(y for _, y in points), max(y for _, y in points), HEIGHT - _BOTTOM, _TOP, log=log_y)
@@ -86,7 +86,7 @@ def line_plot(curves: Mapping[str, Curve], *, title: str, xlabel: str, ylabel: s
 
 
 def _colours(count: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
 def _runs(curve: Curve, log_y: bool) -> list[list[Point]]:
@@ -175,7 +175,7 @@ def _draw_legend(canvas: "_Canvas", names: list[str]) -> float:
     for i, (name, colour) in enumerate(zip(names, _colours(len(names)), strict=True)):
         y = _TOP + 22 * (i + 0.5)
         canvas.line([(left + 16, y), (left + 36, y)], 3, colour)
-        canvas.text((left + 44, y), name, 14, "lm", _INK)
+        canvas.text((left + 44, y), name, 14, "lm", INK)
     return width
 
 

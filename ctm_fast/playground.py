@@ -21,7 +21,7 @@ from ctm_fast.analytic import Gaussian, GaussianMixture, World, trajectory
 from ctm_fast.diffusion.schedule import Levels, karras_sigmas, sampler_sigmas
 from ctm_fast.errors import ConfigError
 from ctm_fast.files import check_output
-from ctm_fast.pictures import save_png
+from ctm_fast.pictures import COLOURS, INK, save_png
 from ctm_fast.samplers import gamma_sample, renoise_with
 
 SHAPE = (1, 1, 2)
@@ -29,7 +29,7 @@ SHAPE = (1, 1, 2)
 
 PANEL, SUPERSAMPLING = 480, 2
 _SAMPLES, _POINTS = 1000, 64
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
+_COLOURS = (*COLOURS, INK)
 _DENSEST = np.array([158.0, 185.0, 212.0])  # colour of the background where the data are densest; white where none are
 
 Stretch = tuple[NDArray[np.float64], str | None]

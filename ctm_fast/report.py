@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import ctm_fast
-from ctm_fast import _libraries, ops
+from ctm_fast import _libraries, ops, runtime
 from ctm_fast.ops import _library
 
 # Beside this file, not anywhere on the path: another installation's would tell of another build.
@@ -54,7 +54,7 @@ def report() -> dict[str, Any]:
 def _machine() -> dict[str, str]:
     machine = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "CPU": _cpu_name(),
+        "CPU": runtime.cpu_name(),
         "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
         "threads": f"{torch.get_num_threads()} (torch.get_num_threads)",
     }
@@ -64,13 +64,6 @@ def _machine() -> dict[str, str]:
         gpu = torch.cuda.get_device_properties(index)
         machine[f"GPU {index}"] = f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB"
     return machine
-
-
-def _cpu_name() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "unknown")
 
 
 def _versions() -> dict[str, str]:

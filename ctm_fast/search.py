@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ctm_fast import __version__, runtime
 from ctm_fast.data import load_dataset
+from ctm_fast.data.order import some
 from ctm_fast.diffusion.images import to_float
 from ctm_fast.diffusion.schedule import karras_sigmas, sampler_sigmas
 from ctm_fast.errors import ConfigError, DataError
@@ -107,8 +108,7 @@ def _distance(source: str, sampler: Sampler) -> tuple[DataDistance, str]:
     dataset = load_dataset(source, resolution=net.img_resolution, channels=net.img_channels, labels=labelled)
     if len(dataset.images) < 2:
         raise DataError(f"--data: expected at least 2 images, got {len(dataset.images)} in {source}")
-    chosen = torch.randperm(len(dataset.images), generator=torch.Generator().manual_seed(_CLASSIFIER_SEED))
-    chosen = chosen[:_REAL].sort().values
+    chosen = some(len(dataset.images), _REAL, _CLASSIFIER_SEED)
     images = to_float(dataset.images[chosen]).to(sampler.device)
     labels = None if dataset.labels is None else dataset.labels[chosen].to(sampler.device)
     return DataDistance(images, labels, num_classes=dataset.num_classes, seed=_CLASSIFIER_SEED), dataset.name

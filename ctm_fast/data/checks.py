@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ctm_fast.errors import DataError
+from ctm_fast.errors import DataError, reason
 
 MAX_CLASSES = 65536
 """A label from here on is a mistake (a hash, a byte order), not a class to make a one-hot column for."""
@@ -24,11 +24,6 @@ def reading(what: str | Path) -> Iterator[None]:
         raise
     except Exception as error:  # on broken bytes they raise a dozen types, from zlib.error to tokenize.TokenError
         raise DataError(f"data: cannot read {what}: {reason(error)}") from error
-
-
-def reason(error: Exception) -> str:
-    """An exception, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def check_split(source: object, split: str, has_test: bool) -> None:

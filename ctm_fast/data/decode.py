@@ -9,8 +9,9 @@ import io
 
 from PIL import Image
 
-from ctm_fast.data.checks import reason, size
+from ctm_fast.data.checks import size
 from ctm_fast.data.images import ImageFile
+from ctm_fast.errors import reason
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CONVERSIONS = ("rgb", "grey")

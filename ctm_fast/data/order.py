@@ -1,4 +1,4 @@
-"""The order in which training visits its samples, the same for a run that was resumed."""
+"""Orders and choices of samples that a seed decides, the same under any NumPy, and for a run that was resumed."""
 
 import functools
 
@@ -8,16 +8,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
+def shuffled(n: int, key: int | NDArray[np.uint64]) -> NDArray[np.int64]:
+    """0 to n - 1 in an order that ``key`` decides, int64: the ranks of n raw 64-bit words of Philox.
+
+    NumPy keeps raw words the same from release to release, and its ``permutation`` not, so that an old run resumes
+    under a new NumPy.
+    """
+    return np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable").astype(np.int64)
+
+
+def some(n: int, most: int, seed: int) -> Tensor:
+    """``most`` of the indices 0 to n - 1, or all, in ascending order: int64, on the CPU."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:most].sort().values
+
+
 @functools.lru_cache(maxsize=2)
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order [n], int64, read-only, in which epoch number ``epoch`` visits ``n`` samples.
 
-    The ranks of n raw 64-bit words of Philox with key (seed, 2^63 + epoch), which no generator of
-    ``diffusion/draws.py`` has. NumPy keeps raw words the same from release to release, and its ``permutation`` not, so
-    that an old run resumes under a new NumPy.
+    That of :func:`shuffled` with key (seed, 2^63 + epoch), which no generator of ``diffusion/draws.py`` has.
     """
-    words = np.random.Philox(key=np.array([seed, 2**63 + epoch], dtype=np.uint64)).random_raw(n)
-    order = np.argsort(words, kind="stable").astype(np.int64)
+    order = shuffled(n, np.array([seed, 2**63 + epoch], dtype=np.uint64))
     order.setflags(write=False)
     return order
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ctm_fast.evaluation.frechet import pixel_features
+
 
 def within_class_variance_ratio(generated: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor) -> float:
     """Variance within a class of generated images over that of real ones; at 0 each class is one image.
@@ -25,7 +27,7 @@ def within_class_variance_ratio(generated: Tensor, labels: Tensor, real: Tensor,
 
 
 def _within_class_variance(name: str, images: Tensor, labels: Tensor, classes: list[int]) -> float:
-    pixels = _pixels(name, images)
+    pixels = pixel_features(name, images).double()
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels of {name}: expected [{len(images)}], got {list(labels.shape)}")
     variances = []
@@ -35,9 +37,3 @@ def _within_class_variance(name: str, images: Tensor, labels: Tensor, classes: l
             raise ValueError(f"{name}: expected at least two images of class {label}, got {len(members)}")
         variances.append(members.var(0).mean())
     return float(torch.stack(variances).mean())
-
-
-def _pixels(name: str, images: Tensor) -> Tensor:
-    if not images.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point dtype, got {images.dtype}")
-    return images.flatten(1).double()

@@ -53,7 +53,9 @@ def pixel_frechet(images_a: Tensor, images_b: Tensor) -> float:
 
     Raises TypeError for images that are not floating point, ValueError for fewer than two images or other shapes.
     """
-    return frechet_distance(*moments(_pixels("images_a", images_a)), *moments(_pixels("images_b", images_b)))
+    return frechet_distance(
+        *moments(pixel_features("images_a", images_a)), *moments(pixel_features("images_b", images_b))
+    )
 
 
 def half_half_floor(images: Tensor, seed: int) -> float:
@@ -78,7 +80,8 @@ def _zero(values: Tensor) -> Tensor:
     return values.abs().max() * len(values) * torch.finfo(values.dtype).eps
 
 
-def _pixels(name: str, images: Tensor) -> Tensor:
+def pixel_features(name: str, images: Tensor) -> Tensor:
+    """Float images as features [n, C H W]. TypeError, naming ``name``, for images that are not floating point."""
     if not images.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point dtype, got {images.dtype}")
     return images.flatten(1)

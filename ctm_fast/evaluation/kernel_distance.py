@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from ctm_fast.data.order import shuffled
 
 DEGREE = 3
 _LEAST_BLOCKS = 10
@@ -52,9 +53,8 @@ def kernel_distance(real: Tensor, generated: Tensor, *, block_size: int = 1000, 
 
 
 def _blocks(n: int, size: int, seed: int) -> list[Tensor]:
-    """Whole blocks of the ranks of n raw words of Philox, which NumPy keeps the same from release to release."""
-    words = np.random.Philox(key=seed).random_raw(n)
-    order = torch.from_numpy(np.argsort(words, kind="stable"))
+    """Whole blocks of a shuffled order."""
+    order = torch.from_numpy(shuffled(n, seed))
     return [order[start : start + size] for start in range(0, n - size + 1, size)]
 
 

@@ -4,10 +4,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ctm_fast.data.order import shuffled
 from ctm_fast.errors import ConfigError, DataError
 from ctm_fast.evaluation.extractors import Extractor, Features
 from ctm_fast.evaluation.feature_table import FeatureTable
@@ -207,8 +207,7 @@ def warnings(samples: Summary, reference: Summary | None, stored: StoredMoments 
 
 
 def _first_part(count: int, size: int) -> Tensor:
-    words = np.random.Philox(key=_FLOOR_SEED + 2**32).random_raw(count)
-    return torch.from_numpy(np.argsort(words, kind="stable")[:size])
+    return torch.from_numpy(shuffled(count, _FLOOR_SEED + 2**32)[:size])
 
 
 def _merged(parts: list[Moments]) -> Moments:

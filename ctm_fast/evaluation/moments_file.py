@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctm_fast.errors import DataError
+from ctm_fast.errors import DataError, reason
 from ctm_fast.evaluation.extractors import Extractor
 from ctm_fast.evaluation.moments import Moments
 from ctm_fast.files import atomic_write, file_sha256
@@ -67,8 +67,7 @@ def read_moments(path: str | Path) -> StoredMoments:
         if record is not None:
             _check_record(record)
     except Exception as error:  # a broken archive may fail at any depth
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise DataError(f"reference: cannot read the moments in {path}: {reason}") from error
+        raise DataError(f"reference: cannot read the moments in {path}: {reason(error)[:200]}") from error
     if "mu" not in arrays or "sigma" not in arrays:
         raise DataError(f"reference: {path}: expected the arrays mu and sigma, got {', '.join(arrays) or 'neither'}")
     mean, covariance = _pair(path, arrays["mu"], arrays["sigma"])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast.data import ImageDataset
+from ctm_fast.data.order import some
 from ctm_fast.diffusion.images import to_float
 from ctm_fast.errors import ConfigError
 from ctm_fast.evaluation.class_variance import within_class_variance_ratio
@@ -58,8 +59,7 @@ class Judge:
             )
         if count < LEAST:
             raise ConfigError(f"--count: expected at least {LEAST} samples, got {count}")
-        chosen = torch.randperm(len(dataset.images), generator=torch.Generator().manual_seed(EXTRACTOR_SEED))
-        chosen = chosen[:_REAL].sort().values
+        chosen = some(len(dataset.images), _REAL, EXTRACTOR_SEED)
         self.real, self.labels = dataset.images[chosen].to(device), dataset.labels[chosen].to(device)
         self.count = count
         self.extractor = in_domain(

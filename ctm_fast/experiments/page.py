@@ -7,7 +7,7 @@ from ctm_fast import __version__
 from ctm_fast.data import ImageDataset
 from ctm_fast.experiments import provenance
 from ctm_fast.experiments.lab import Experiment, Finding, Lab, text
-from ctm_fast.files import atomic_write
+from ctm_fast.files import write_text
 from ctm_fast.pictures import line_plot, save_png
 from ctm_fast.training.config import to_dict
 
@@ -34,9 +34,9 @@ def write_page(
     picture = line_plot(plot.curves, title=plot.title, xlabel=plot.xlabel, ylabel=plot.ylabel, log_y=plot.log_y)
     save_png(picture, folder / f"{stem}.png")
     content = json.dumps(record, indent=1) + "\n"
-    atomic_write(folder / f"{stem}.json", lambda file: file.write(content.encode()))
+    write_text(folder / f"{stem}.json", content)
     page = _page(stem, command, experiment, finding, lab, made)
-    atomic_write(folder / f"{stem}.md", lambda file: file.write(page.encode()))
+    write_text(folder / f"{stem}.md", page)
     return folder / f"{stem}.md"
 
 

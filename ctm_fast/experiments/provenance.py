@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ctm_fast import __version__
+from ctm_fast.runtime import cpu_name
 
 _SOURCES = {
     "digits": "scikit-learn's handwritten digits",
@@ -32,7 +33,7 @@ def commit() -> str:
 def machine(device: torch.device) -> str:
     """Device, threads and versions, in one line."""
     threads = torch.get_num_threads()
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return (
         f"{where}, {threads} CPU thread{'s' if threads > 1 else ''} of {os.cpu_count()} cores, ctm_fast {__version__}, "
         f"torch {torch.__version__}, Python {platform.python_version()}"
@@ -42,13 +43,6 @@ def machine(device: torch.device) -> str:
 def load() -> float:
     """Processes that want a core, in the mean over the last 15 minutes, over the cores that there are."""
     return os.getloadavg()[2] / (os.cpu_count() or 1)
-
-
-def _cpu() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ctm_fast import __version__
-from ctm_fast.errors import CheckpointError
+from ctm_fast.errors import CheckpointError, reason
 from ctm_fast.files import atomic_write
 from ctm_fast.models.config import NetworkConfig, check_fits
 from ctm_fast.models.ctm import CTM
@@ -65,7 +65,7 @@ def load_model(
         sigma_data = float(json.loads(header["sigma_data"]))
         metadata = dict(json.loads(header["metadata"]))
     except Exception as error:  # a foreign description may fail at any depth
-        raise CheckpointError(f"{path}: the description of the model does not fit: {_reason(error)}") from error
+        raise CheckpointError(f"{path}: the description of the model does not fit: {reason(error)}") from error
     if not (math.isfinite(sigma_data) and sigma_data > 0):
         raise CheckpointError(f"{path}: sigma_data: expected a positive number, got {sigma_data}")
     expected = net.state_dict()
@@ -82,7 +82,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     try:
         return dict(json.loads(header["metadata"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the description of the model does not fit: {_reason(error)}") from error
+        raise CheckpointError(f"{path}: the description of the model does not fit: {reason(error)}") from error
 
 
 def combine_models(
@@ -150,7 +150,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, str], tuple[int, ...]]:
         if _is_pickle(path):
             message = f"{path}: expected a .safetensors file of ctm_fast, got a pickle, which is never loaded"
             raise CheckpointError(message) from error
-        raise CheckpointError(f"{path}: not a complete .safetensors file: {_reason(error)}") from error
+        raise CheckpointError(f"{path}: not a complete .safetensors file: {reason(error)}") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: expected format {FORMAT}, got {header.get('format')!r}")
     return header, kinds, identity
@@ -166,7 +166,7 @@ def _weights(path: Path, expected: Mapping[str, torch.Tensor], identity: tuple[i
                 weights[name] = empty_as(wanted).copy_(file.get_tensor(name))
         changed = _identity(path) != identity
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: the file changed while it was being read: {_reason(error)}") from error
+        raise CheckpointError(f"{path}: the file changed while it was being read: {reason(error)}") from error
     if changed:
         raise CheckpointError(f"{path}: the file changed while it was being read")
     return weights
@@ -184,10 +184,6 @@ def _is_pickle(path: Path) -> bool:
             return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     except OSError:
         return False
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

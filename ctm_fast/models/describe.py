@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ctm_fast.errors import CheckpointError
+from ctm_fast.errors import CheckpointError, reason
 from ctm_fast.models.config import NETWORKS, NetworkConfig, check_fits, check_sizes
 from ctm_fast.models.unet import ARCHITECTURES
 
@@ -86,8 +86,9 @@ def describe(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | NetworkC
     except CheckpointError:
         raise
     except Exception as error:  # names and shapes of a foreign file may mislead at any depth
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(f"tensors: expected those of a network of architecture {arch}, got {reason}") from error
+        raise CheckpointError(
+            f"tensors: expected those of a network of architecture {arch}, got {reason(error)}"
+        ) from error
 
 
 def _told(config: Mapping[str, Any] | NetworkConfig | None) -> dict[str, Any]:

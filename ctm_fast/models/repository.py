@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ctm_fast.errors import CheckpointError
+from ctm_fast.errors import CheckpointError, reason
 
 try:
     import huggingface_hub
@@ -48,4 +48,4 @@ def download(repository: str, **options: Any) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(repo_id=repository, filename=WEIGHTS, **options))
     except Exception as error:  # no network, no such repository, no right to read it
-        raise CheckpointError(f"{expected}: {' '.join(f'{type(error).__name__}: {error}'.split())}") from error
+        raise CheckpointError(f"{expected}: {reason(error)}") from error

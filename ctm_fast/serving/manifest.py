@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ctm_fast.errors import ConfigError
-from ctm_fast.files import atomic_write
+from ctm_fast.files import write_text
 
 Manifest = Mapping[str, Any]
 """Plain JSON: version, network, seeds, and every option that the images depend on."""
@@ -35,7 +35,7 @@ def claim(path: Path, manifest: Manifest) -> None:
 def write(path: Path, manifest: Manifest) -> None:
     """Replace ``path``, whole or not at all."""
     text = json.dumps(manifest, indent=2) + "\n"
-    atomic_write(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
 
 
 def check_same(path: Path, manifest: Manifest) -> None:

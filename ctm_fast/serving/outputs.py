@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctm_fast.errors import ConfigError, DataError
-from ctm_fast.files import atomic_write, can_write_in
+from ctm_fast.files import atomic_write, can_write_in, write_text
 from ctm_fast.pictures import image_grid, save_png
 from ctm_fast.serving.manifest import Manifest, beside, check_same, claim, write
 from ctm_fast.serving.shards import Output, Pixels, Shard
@@ -96,7 +96,7 @@ class Folder(Output):
             labels = [[str(self._file(seed).relative_to(self._path)), label] for seed, label in pairs]
         _remove_leftovers(self._path, {"dataset.json"})
         text = json.dumps({"labels": labels})
-        atomic_write(self._path / "dataset.json", lambda file: file.write(text.encode()))
+        write_text(self._path / "dataset.json", text)
 
     def _file(self, seed: int) -> Path:
         folder = self._path / f"{seed - seed % 1000:06d}" if self._divided else self._path

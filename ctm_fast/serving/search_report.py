@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ctm_fast import markdown
-from ctm_fast.files import atomic_write
+from ctm_fast.files import write_text
 from ctm_fast.pictures import Curve, line_plot, save_png
 from ctm_fast.samplers import Found, Trial
 from ctm_fast.serving.preset import FORMAT
@@ -56,10 +56,10 @@ def write_search(folder: Path, searched: Mapping[int, Validated], about: Mapping
         save_png(picture, folder / name)
     table = _table(searched)
     text = _markdown(table, searched, about)
-    atomic_write(folder / "search.md", lambda file: file.write(text.encode()))
+    write_text(folder / "search.md", text)
     entries = {str(nfe): _entry(budget) for nfe, budget in searched.items()}
     preset = json.dumps({"format": FORMAT, **about, "nfe": entries}, indent=2) + "\n"
-    atomic_write(folder / PRESET, lambda file: file.write(preset.encode()))
+    write_text(folder / PRESET, preset)
     return table
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ctm_fast.data import ImageDataset
+from ctm_fast.data.order import some
 from ctm_fast.diffusion.images import to_float
 from ctm_fast.evaluation.class_variance import within_class_variance_ratio
 from ctm_fast.evaluation.classifier import accuracy, train_classifier
@@ -44,8 +45,8 @@ class Reference:
     @classmethod
     def of(cls, config: RunConfig, dataset: ImageDataset, device: torch.device) -> "Reference":
         """All of ``dataset``, or of a large one a sample by the run's seed; training the classifier takes seconds."""
-        chosen = torch.randperm(len(dataset.images), generator=torch.Generator().manual_seed(config.seed))
-        chosen = chosen[:_MOST].sort().values.to(dataset.images.device)  # it may be stored class by class
+        # It may be stored class by class.
+        chosen = some(len(dataset.images), _MOST, config.seed).to(dataset.images.device)
         images = to_float(dataset.images[chosen]).to(device)
         if dataset.labels is None:
             return cls(config, images, None, None, None)

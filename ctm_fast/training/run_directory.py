@@ -19,7 +19,7 @@ import torch
 
 from ctm_fast import __version__
 from ctm_fast.errors import CheckpointError, ConfigError, DataError
-from ctm_fast.files import atomic_write
+from ctm_fast.files import atomic_write, write_text
 from ctm_fast.training.config import STAGES, RunConfig, to_dict
 from ctm_fast.training.shard_manifest import check_shards, read_about
 
@@ -71,11 +71,11 @@ class RunDirectory:
     def write_json(self, name: str, content: Any) -> None:
         """Replace the file ``name``, whole or not at all."""
         text = json.dumps(content, indent=2) + "\n"
-        atomic_write(self.path / name, lambda file: file.write(text.encode()))
+        write_text(self.path / name, text)
 
     def write_text(self, name: str, text: str) -> None:
         """Replace the file ``name``, whole or not at all."""
-        atomic_write(self.path / name, lambda file: file.write(text.encode()))
+        write_text(self.path / name, text)
 
     def snapshot(self, stage: str, step: int) -> Path:
         """Where the weights of ``stage`` after ``step`` steps are kept."""

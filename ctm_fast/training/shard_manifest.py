@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ctm_fast.errors import CheckpointError
-from ctm_fast.files import atomic_write
+from ctm_fast.files import write_text
 
 _MANIFEST = "about.json"
 _CHUNK = 2**20  # bytes read at once
@@ -16,7 +16,7 @@ _CHUNK = 2**20  # bytes read at once
 def write_manifest(directory: Path, about: Mapping[str, Any], checksums: Mapping[str, int]) -> None:
     """Complete ``directory``; ``about`` is any JSON, ``checksums`` those of its files by name."""
     text = json.dumps({"about": dict(about), "crc32": dict(checksums)})
-    atomic_write(directory / _MANIFEST, lambda file: file.write(text.encode()))
+    write_text(directory / _MANIFEST, text)
 
 
 def read_about(directory: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctm_fast.errors import CheckpointError
+from ctm_fast.errors import CheckpointError, reason
 from ctm_fast.models.features.network import freeze, rgb
 from ctm_fast.models.features.weights import read_weights
 
@@ -221,8 +221,7 @@ class ScriptedInception(nn.Module):
             self.script = torch.jit.load(str(path), map_location="cpu").eval()
             pooled = self(torch.zeros(1, 3, 32, 32))
         except Exception as error:  # a foreign archive may fail at any depth
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise CheckpointError(f"{path}: not a TorchScript Inception: {reason}") from error
+            raise CheckpointError(f"{path}: not a TorchScript Inception: {reason(error)[:200]}") from error
         if pooled.shape != (1, WIDTH):
             raise CheckpointError(f"{path}: expected features [1, {WIDTH}], got {list(pooled.shape)}")
 
