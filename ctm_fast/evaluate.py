@@ -235,6 +235,7 @@ def _extractor(arguments: Any, samples: Images, dataset: ImageDataset | None, de
 
 def _batches(images: Images, batch: int, ranks: Ranks, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's share of the batches, with progress on rank 0."""
+    batch = min(batch, -(-images.count // ranks.size))  # or the last ranks would have none
     starts = range(ranks.rank * batch, images.count, ranks.size * batch)
     for start in tqdm(starts, desc=name, unit="batch", disable=None if ranks.is_first else True):
         index = range(start, min(start + batch, images.count))

@@ -154,7 +154,7 @@ def _print(
         kind = "CTM" if isinstance(sampler.model, CTM) else "EDM denoiser"
         print(f"{name}: {getattr(arguments, name)} ({kind}), bits/dim")
         print(f"  likelihood   {_number(*mean_and_error(bits.bits_per_dim))} over images, {_share(bits, settings)}")
-        print(f"  upper bound  {_number(*mean_and_error(bits.bound))} over images and {settings.draws} draws each")
+        print(f"  bound (SDE)  {_number(*mean_and_error(bits.bound))} over images and {settings.draws} draws each")
         low, mean, high = bits.evaluations.min(), bits.evaluations.mean(), bits.evaluations.max()
         print(f"  evaluations  {mean:.0f} for each image, {low:.0f} to {high:.0f}, tolerance {settings.tolerance:g}")
     if "teacher" in found:

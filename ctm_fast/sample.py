@@ -15,6 +15,7 @@ import torch
 from ctm_fast import __version__, runtime
 from ctm_fast.distributed import Ranks, finish, start_ranks
 from ctm_fast.errors import ConfigError
+from ctm_fast.samplers import evaluations
 from ctm_fast.serving import Sampler, load
 from ctm_fast.serving.labels import LabelRule, labels_of_seeds
 from ctm_fast.serving.manifest import Manifest, seeds_text
@@ -59,6 +60,12 @@ def _sample(arguments: argparse.Namespace, seeds: list[int], ranks: Ranks, devic
         "sigmas": None if schedule is None else list(schedule.sigmas),
         "gamma": gamma if schedule is None else schedule.gamma,
         "guidance": arguments.guidance,
+        "evaluations": evaluations(
+            sampler.model,
+            arguments.steps,
+            sigmas=None if schedule is None else schedule.sigmas,
+            guidance=arguments.guidance,
+        ),
         "dtype": arguments.dtype,
         "batch": arguments.batch,
     }

@@ -67,7 +67,7 @@ def test_gamma_goes_on_where_it_stopped(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = page("gamma", monkeypatch, capsys, "--seeds", "0,1")
-    assert "seed 1000" in text and "paired over 2 seeds" in text and "neither is an FID" in text
+    assert "seed 1000" in text and "2 paired seeds" in text and "neither is an FID" in text
     before = snapshots(folder)
     assert len(before) == 4  # teacher and student of each seed
     record = json.loads(Path("docs/results/gamma-digits.json").read_text())

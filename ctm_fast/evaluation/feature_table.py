@@ -1,5 +1,7 @@
 """All features of a set of images, for the distances that need pairs of them."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -35,3 +37,31 @@ class FeatureTable:
         wrong = int((self._seen != 1).sum())
         if wrong:
             raise ValueError(f"index: expected each of {len(self._seen)} images once, but {wrong} are not")
+
+
+class Rows:
+    """Some rows of a table [n, D] as features of their own, which are copied where they are read, not before.
+
+    Args:
+        table: [n, D].
+        index: [m] int64 on its device.
+    """
+
+    def __init__(self, table: Tensor, index: Tensor) -> None:
+        self._table, self._index = table, index
+        self.shape = torch.Size((len(index), table.shape[1]))
+        self.device = table.device
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, key: slice | Tensor) -> Tensor:
+        return self._table[self._index[key]]
+
+    def dim(self) -> int:
+        """2"""
+        return len(self.shape)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """``size`` rows at a time."""
+        return (self._table[part] for part in self._index.split(size))

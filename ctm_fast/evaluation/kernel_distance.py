@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast.data.order import shuffled
+from ctm_fast.evaluation.feature_table import Rows
 
 DEGREE = 3
 _LEAST_BLOCKS = 10
@@ -21,7 +22,9 @@ class KernelDistance:
     block_size: int
 
 
-def kernel_distance(real: Tensor, generated: Tensor, *, block_size: int = 1000, seed: int = 0) -> KernelDistance:
+def kernel_distance(
+    real: Tensor | Rows, generated: Tensor | Rows, *, block_size: int = 1000, seed: int = 0
+) -> KernelDistance:
     """MMD^2 between two sets of features under the kernel (x . y / D + 1)^3 (arXiv 1801.01401, Sec. 4).
 
     Each set is shuffled, by ``seed`` and its size alone, and cut into disjoint blocks; a pair of blocks gives the

@@ -10,7 +10,7 @@ from torch import Tensor
 from ctm_fast.data.order import shuffled
 from ctm_fast.errors import ConfigError, DataError
 from ctm_fast.evaluation.extractors import Extractor, Features
-from ctm_fast.evaluation.feature_table import FeatureTable
+from ctm_fast.evaluation.feature_table import FeatureTable, Rows
 from ctm_fast.evaluation.frechet import frechet_distance, numerical_rank
 from ctm_fast.evaluation.inception_score import InceptionScore
 from ctm_fast.evaluation.kernel_distance import kernel_distance
@@ -184,7 +184,7 @@ def compare(
             found[metric] = "needs the images of the reference, which has only moments"
         else:
             table = reference.table
-            parts = None if halves is None else (table[halves.rest], table[halves.first])
+            parts = None if halves is None else (Rows(table, halves.rest), Rows(table, halves.first))
             found[metric] = (_kernel if metric == "kid" else _neighbours)(table, samples.table, parts)
     return found
 
@@ -265,7 +265,7 @@ def _score(samples: Summary, reference: Summary | None) -> dict[str, Any] | str:
     return {"value": mean, "deviation": deviation, "splits": _SPLITS, "reference": real}
 
 
-def _kernel(real: Tensor, generated: Tensor, parts: tuple[Tensor, Tensor] | None) -> dict[str, Any] | str:
+def _kernel(real: Tensor, generated: Tensor, parts: tuple[Rows, Rows] | None) -> dict[str, Any] | str:
     try:
         found: dict[str, Any] = vars(kernel_distance(real, generated)).copy()
     except ValueError as error:
@@ -281,7 +281,7 @@ def _kernel(real: Tensor, generated: Tensor, parts: tuple[Tensor, Tensor] | None
     return found
 
 
-def _neighbours(real: Tensor, generated: Tensor, parts: tuple[Tensor, Tensor] | None) -> dict[str, Any] | str:
+def _neighbours(real: Tensor, generated: Tensor, parts: tuple[Rows, Rows] | None) -> dict[str, Any] | str:
     try:
         found: dict[str, Any] = {**vars(neighbours(real, generated)), "floor": None, "floor_count": None}
     except ValueError as error:

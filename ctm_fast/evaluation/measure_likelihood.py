@@ -58,7 +58,8 @@ class Settings:
 @dataclass(frozen=True)
 class ImageBits:
     """Of each image, [N] float64: bits per dimension and their error over probes (NaN for one, 0 for none); the bound
-    in bits, above the likelihood on average, and its error over draws; network evaluations of the ODE."""
+    in bits, of what the reverse SDE gives (the ODE's likelihood too where the score is exact), and an upper estimate of
+    its error over draws, which are stratified; network evaluations of the ODE."""
 
     bits_per_dim: NDArray[np.float64]
     probe_error: NDArray[np.float64]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ctm_fast.evaluation.feature_table import Rows
+
 _ROWS, _COLUMNS = 1024, 4096  # of a tile of distances: 32 MiB
 
 
@@ -19,7 +21,7 @@ class Neighbours:
     coverage: float
 
 
-def neighbours(real: Tensor, generated: Tensor, *, k: int = 3) -> Neighbours:
+def neighbours(real: Tensor | Rows, generated: Tensor | Rows, *, k: int = 3) -> Neighbours:
     """Four shares, by the balls around each sample that reach to its k-th nearest neighbour in its own set.
 
         precision   generated samples within a real ball             Kynkaanniemi et al. (arXiv 1904.06991), Eq. 1 and 2
@@ -60,14 +62,14 @@ def neighbours(real: Tensor, generated: Tensor, *, k: int = 3) -> Neighbours:
     )
 
 
-def _mean(features: Tensor) -> Tensor:
+def _mean(features: Tensor | Rows) -> Tensor:
     total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
     for chunk in features.split(_COLUMNS):
         total += chunk.double().sum(0)
     return total / len(features)
 
 
-def _radius(features: Tensor, centre: Tensor, k: int) -> Tensor:
+def _radius(features: Tensor | Rows, centre: Tensor, k: int) -> Tensor:
     """[n] squared distance of each to its k-th nearest neighbour, itself not counted."""
     nearest = torch.full((len(features), k), torch.inf, dtype=torch.float64, device=features.device)
     for rows, columns, distance in _tiles(features, features, centre):
@@ -79,7 +81,7 @@ def _radius(features: Tensor, centre: Tensor, k: int) -> Tensor:
     return nearest.max(1).values
 
 
-def _tiles(x: Tensor, y: Tensor, centre: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+def _tiles(x: Tensor | Rows, y: Tensor | Rows, centre: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """Squared distances between ``x[rows]`` and ``y[columns]``.
 
     |x - y|^2 = |x|^2 + |y|^2 - 2 x . y, with the origin moved into the data: features that are positive lie far from 0.

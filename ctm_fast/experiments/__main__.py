@@ -1,5 +1,6 @@
 """``python -m ctm_fast.experiments NAME --preset P``: one of the paper's experiments, as a page of results."""
 
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -55,11 +56,12 @@ def main() -> None:
     lab = Lab(Trainings(base, arguments.outdir, Execution(device)), seeds, arguments.count)
     finding = experiment.investigate(lab)
     changes = "".join(f" --set {change}" for change in arguments.set)
+    data = "" if arguments.data is None else f" --data {shlex.quote(arguments.data)}"
     command = (
-        f"python -m ctm_fast.experiments {arguments.name} --preset {arguments.preset} "
+        f"python -m ctm_fast.experiments {arguments.name} --preset {arguments.preset}{data} "
         f"--seeds {','.join(map(str, seeds))} --scale {scale:g} --count {arguments.count}{changes}"
     )
-    stem = f"{arguments.name}-{arguments.preset}"
+    stem = f"{arguments.name}-{arguments.preset}" + ("" if arguments.data is None else f"-{Path(arguments.data).stem}")
     path = write_page(arguments.results, stem, command, experiment, finding, lab, time.perf_counter() - begin)
     print(text(finding))
     print(path)

@@ -1,6 +1,6 @@
 """What each part of the training brings: teacher or self-teaching, DSM, adversary, adaptive weight."""
 
-from ctm_fast.experiments.figures import compare_seeds
+from ctm_fast.experiments.figures import compare_seeds, spread
 from ctm_fast.experiments.lab import Experiment, Finding, Lab, Plot
 from ctm_fast.experiments.one_step import row, student
 from ctm_fast.experiments.sampling import jump_samples, solver_samples
@@ -26,6 +26,7 @@ def investigate(lab: Lab) -> Finding:
         models = (student(lab, variant, seed) for seed in lab.seeds)
         sets = (solver_samples(m, levels, lab.count, "Heun", nfe=SCORE_NFE) for m in models)
         lab.measure(row(f"{variant.name}, its score", SCORE_NFE), sets)
+    recognised = spread(lab.figures[row(SELF.name, 1)], lambda figures: figures.recognised).mean
     jumps = {variant.name: [lab.frechet(row(variant.name, nfe)).mean for nfe in NFES] for variant in VARIANTS}
 
     def against(one: Variant, other: Variant) -> str:
@@ -43,7 +44,8 @@ def investigate(lab: Lab) -> Finding:
         ),
         [
             "With a teacher against self-teaching, in-domain Frechet distance (the paper: lower), "
-            f"{against(CTM_PLAIN, SELF)}.",
+            f"{against(CTM_PLAIN, SELF)}. Self-teaching starts from random weights and has not learned yet in as many "
+            f"steps: {100 * recognised:.0f} % of its one-step samples are recognised.",
             f"With DSM against without (the paper: lower, and the score needs it), {against(CTM_PLAIN, NO_DSM)}.",
             f"λ adaptive against constant (the paper: lower), {against(CTM_PLAIN, CONSTANT)}.",
             *(

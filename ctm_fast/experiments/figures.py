@@ -72,6 +72,7 @@ class Judge:
         )
         self.reference = summarise(self.extractor, _indexed(self.real), len(self.real), METRICS, samples=count)
         self.warnings: list[str] = []
+        self.kid_errors: list[float] = []
         self.floor: dict[str, Any] = {}
 
     def __call__(self, images: Tensor, labels: Tensor) -> Figures:
@@ -80,6 +81,7 @@ class Judge:
         found = compare(summary, self.reference, None, METRICS)
         self.floor = {metric: found[metric] for metric in METRICS}
         self.warnings = warnings(summary, self.reference, None)
+        self.kid_errors.append(found["kid"]["standard_error"])
         right = sum(int((self._logits(part).argmax(1) == labels[index]).sum()) for index, part in _indexed(images))
         real, generated = to_float(self.real), to_float(images)
         return Figures(
@@ -93,14 +95,17 @@ class Judge:
 
     def describe(self) -> list[str]:
         """What is to be said of the figures, one sentence or two each."""
-        facts = self.extractor.facts
+        facts, error = self.extractor.facts, statistics.fmean(self.kid_errors)
         return [
             f"Features: the last layer of a small classifier trained here on {len(self.real)} of the real images "
             f"(seed {facts['seed']}, right on {100 * float(facts['held_out_accuracy']):.1f} % of those held out, "
             f"sha256 {self.extractor.sha256[:12]}), at the images' own size. The Frechet and kernel distances of such "
             "features compare with each other alone: neither is an FID or a KID of Inception.",
             f"Every row is of {self.count} samples against those real images, from the same noise (seeds 0 to "
-            f"{self.count - 1}), classes in turn, pixels rounded to 8 bits.",
+            f"{self.count - 1}), classes in turn, pixels rounded to 8 bits. The real images are those that the "
+            f"networks were trained on. One standard error of a kernel distance is {error:.2g} in the mean: those near "
+            "0 are not told from it. The last row is of as many real images as it says, and shrinks as their number "
+            "grows: rows of more samples may lie below it.",
             *self.warnings,
         ]
 
@@ -136,22 +141,26 @@ class Spread:
         return mean if math.isnan(self.deviation) else f"{mean} ± {self.deviation:.2g}"
 
 
+_STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Half of the 95 % interval of Student's t with 1 to 9 degrees of freedom, in standard errors; more take the last."""
+
+
 def compare_seeds(lower: Spread, higher: Spread) -> str:
     """Whether a figure that is expected to be lower is so, in plain words.
 
-    Seed by seed: with two seeds or more it is so where the mean of the differences exceeds twice its standard error.
+    Seed by seed: with two seeds or more it is so where 0 is outside the 95 % interval of the mean of the differences.
     """
     differences = [high - low for low, high in zip(lower.values, higher.values, strict=True)]
     mean = statistics.fmean(differences)
     if len(differences) == 1:
         return f"{'lower' if mean > 0 else 'not lower'} with one seed, which tells nothing about others"
     error = statistics.stdev(differences) / math.sqrt(len(differences))
-    told = f"{abs(mean):.3g} ± {error:.2g}, paired over {len(differences)} seeds"
-    if mean > 2 * error:
-        return f"lower, by {told}"
-    if -mean > 2 * error:
-        return f"not at this scale: higher, by {told}"
-    return f"not told apart at this scale (by {told})"
+    half = _STUDENT[min(len(differences) - 1, len(_STUDENT)) - 1] * error
+    size = abs(mean)
+    told = f"by {size:.3g} (95 % interval {size - half:.3g} to {size + half:.3g}, {len(differences)} paired seeds)"
+    if size <= half:
+        return f"not told apart at this scale: {'lower' if mean > 0 else 'higher'} {told}"
+    return f"lower, {told}" if mean > 0 else f"not at this scale: higher, {told}"
 
 
 def spread(figures: Sequence[Figures], key: Callable[[Figures], float]) -> Spread:

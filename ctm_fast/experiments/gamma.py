@@ -25,6 +25,7 @@ def investigate(lab: Lab) -> Finding:
             f"γ = 0 against γ = 1 at {last} steps (the paper: γ = 0 is lower, γ = 1 gets worse with more steps): "
             f"{compare_seeds(zero, one)}. The lowest there is γ = {best:g}.",
             f"γ = 0 at {last} steps against one step (the paper: lower): {compare_seeds(zero, first)}.",
+            f"γ = 0 at 2 steps against one: {compare_seeds(lab.frechet(row(_name(0.0), 2)), first)}.",
             f"γ = 1 at one step against {last} steps (the paper: lower): {compare_seeds(first, one)}.",
         ],
         lab.judge.describe(),

@@ -134,6 +134,7 @@ class Experiment:
         variants: students that it trains, of every size.
         sizes: other networks than the preset's; () for that alone.
         most_seeds: how many seeds it takes at most.
+        plus_minus: what ± is on its page.
     """
 
     title: str
@@ -143,6 +144,7 @@ class Experiment:
     variants: tuple[Variant, ...] = ()
     sizes: tuple[Size, ...] = ()
     most_seeds: int = 1_000
+    plus_minus: str = "the standard deviation from seed to seed"
 
 
 def text(finding: Finding) -> str:

@@ -86,11 +86,13 @@ def _conclusions(lab: Lab, adversary: Sequence[float]) -> list[str]:
     )
     teacher = lab.frechet(row("teacher, Heun", TEACHER_NFE))
     euler = lab.frechet(row("teacher, Euler", 1))
+    floor = lab.judge.floor["frechet"]
     return [
         f"CTM in one step against the teacher in one (Euler), in-domain Frechet distance: "
         f"{compare_seeds(one[CTM_PLAIN.name], euler)}. Against the teacher at {TEACHER_NFE} evaluations CTM's is "
         f"{one[CTM_PLAIN.name].mean / teacher.mean:.2g} times as large in the mean; the paper's CTM is at its "
-        "teacher's level or better.",
+        f"teacher's level or better. The teacher's is {teacher.mean:.3g}, where {floor['floor_count']} real images are "
+        f"{floor['floor']:.3g} from the others.",
         f"CTM against CM in one step (the paper: CTM is lower): {compare_seeds(one[CTM_PLAIN.name], one[CM.name])}.",
         f"CTM against CM at {NFES[-1]} steps (the paper: CTM is lower): "
         f"{compare_seeds(few[CTM_PLAIN.name], few[CM.name])}.",
@@ -99,7 +101,8 @@ def _conclusions(lab: Lab, adversary: Sequence[float]) -> list[str]:
         f"CTM + GAN against its control in one step (the paper: lower): "
         f"{compare_seeds(one[CTM_GAN.name], one[CTM_FURTHER.name])}.",
         f"In one step before the adversarial stage, after as many updates without and with adversary: {changes}.",
-        f"The discriminator was right on {accuracy} of its logits in the last quarter of its steps.",
+        f"The discriminator was right on {accuracy} of its logits in the last quarter of its steps; 50 % is chance, "
+        "where it has learned nothing that the student could learn from.",
     ]
 
 

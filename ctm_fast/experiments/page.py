@@ -54,7 +54,7 @@ def _made(lab: Lab, measuring: float) -> dict[str, object]:
 def _page(stem: str, command: str, experiment: Experiment, finding: Finding, lab: Lab, made: dict[str, object]) -> str:
     base = lab.trainings.base
     seeds = ", ".join(map(str, lab.seeds))
-    spread = "; ± is the standard deviation from seed to seed" if len(lab.seeds) > 1 else ""
+    spread = f"; ± is {experiment.plus_minus}" if len(lab.seeds) > 1 else ""
     return "\n".join(
         [
             f"# {experiment.title}: {base.preset}",
@@ -69,7 +69,7 @@ def _page(stem: str, command: str, experiment: Experiment, finding: Finding, lab
             "",
             *(f"- {line}" for line in finding.conclusions),
             "",
-            f"{_title(lab.trainings.dataset)} with a network of {_parameters(lab)} parameters and minutes of training: "
+            f"{_title(lab.trainings.dataset)} with {_networks(experiment, lab)} and minutes of training: "
             "this shows the method and its order of things, not the paper's quality, which takes its networks, its "
             "data and GPUs.",
             "",
@@ -83,8 +83,9 @@ def _page(stem: str, command: str, experiment: Experiment, finding: Finding, lab
             f"{base.ctm.batch} where nothing else is said, distance {base.ctm.distance}.",
             *(f"- {line}" for line in finding.method),
             f"- Commit {made['commit']}; {made['machine']}.",
-            f"- {_minutes(made['training_seconds'])} of training (runs shared with other experiments counted in full), "
-            f"{_minutes(made['measuring_seconds'])} in all of the last call{_busy(made['load'])}.",
+            f"- {_minutes(made['training_seconds'])} of training in all: runs of the same configuration that were "
+            "there are taken and counted, whichever commit made them. "
+            f"{_minutes(made['measuring_seconds'])} for the last call; {made['load']} processes wanted each core.",
             "",
         ]
     )
@@ -95,17 +96,12 @@ def _title(dataset: ImageDataset) -> str:
     return f"{provenance.data_title(dataset.name)}, {count:,} images of {height}x{width}"
 
 
-def _parameters(lab: Lab) -> str:
+def _networks(experiment: Experiment, lab: Lab) -> str:
+    if experiment.sizes:
+        return "networks of the table's sizes"
     trained = next(iter(lab.trainings.used.values()))
-    return f"{sum(parameter.numel() for parameter in trained.model.parameters()):,}"
+    return f"a network of {sum(parameter.numel() for parameter in trained.model.parameters()):,} parameters"
 
 
 def _minutes(seconds: object) -> str:
     return f"{float(str(seconds)) / 60:.1f} min"
-
-
-def _busy(load: object) -> str:
-    busy = float(str(load))
-    if busy <= 1.25:
-        return ""
-    return f". {busy:.1f} processes shared each core meanwhile: idle, it takes a fraction of these times"

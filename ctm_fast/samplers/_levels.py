@@ -9,10 +9,10 @@ from torch import Tensor
 from ctm_fast.errors import LevelError
 
 
-def check_sigmas(sigmas: Sequence[float]) -> None:
-    """Raise LevelError unless ``sigmas`` holds at least two finite, positive, strictly decreasing numbers."""
-    if len(sigmas) < 2:
-        raise LevelError(f"sigmas: expected at least 2 levels, got {len(sigmas)}")
+def check_sigmas(sigmas: Sequence[float], *, least: int = 2) -> None:
+    """Raise LevelError unless ``sigmas`` holds ``least`` or more finite, positive, strictly decreasing numbers."""
+    if len(sigmas) < least:
+        raise LevelError(f"sigmas: expected at least {least} level{'s' * (least > 1)}, got {len(sigmas)}")
     for sigma in sigmas:
         _check_positive("sigmas", sigma)
     for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):

@@ -1,5 +1,6 @@
 """Editing and inverse problems with a CTM: images that agree with a measurement, or start from a drawing."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -36,6 +37,8 @@ class Inpainting:
 
     def forward(self, x: Tensor) -> Tensor:
         """The known pixels, 0 elsewhere: like x."""
+        if torch.broadcast_shapes(x.shape, self.mask.shape) != x.shape:
+            raise ValueError(f"mask: expected one that broadcasts to {list(x.shape)}, got {list(self.mask.shape)}")
         return x * self.mask
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
@@ -48,6 +51,8 @@ class Colourisation:
 
     def __init__(self, weights: Sequence[float] = (0.2989, 0.587, 0.114)) -> None:
         self.weights = tuple(weights)
+        if not all(map(math.isfinite, self.weights)) or not any(self.weights):
+            raise ValueError(f"weights: expected finite numbers that are not all 0, got {list(self.weights)}")
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> the luminance [B, 1, H, W]."""
@@ -68,7 +73,7 @@ class SuperResolution:
     """The means of ``factor`` x ``factor`` blocks, as [B, C, H / factor, W / factor]."""
 
     def __init__(self, factor: int) -> None:
-        if factor < 1:
+        if not isinstance(factor, int) or factor < 1:
             raise ValueError(f"factor: expected a positive integer, got {factor}")
         self.factor = factor
 
@@ -114,6 +119,8 @@ def restore(
     expected = operator.forward(x).shape
     if measurement.shape != expected:
         raise ValueError(f"measurement: expected shape {list(expected)}, got {list(measurement.shape)}")
+    if not measurement.isfinite().all():
+        raise ValueError("measurement: expected finite numbers, got others")
     steps = len(levels)
     for i, (t, s, t_next) in enumerate(zip(sigmas[:-1], levels, sigmas[1:], strict=True)):
         x = jump(x, full(x, t), full(x, s))

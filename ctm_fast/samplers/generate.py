@@ -26,9 +26,14 @@ def generation_sigmas(model: CTM | EDMDenoiser, steps: int, levels: Levels) -> l
     return [levels.sigma_max] if steps == 1 else karras_sigmas(steps, levels).tolist()
 
 
-def evaluations(model: CTM | EDMDenoiser, steps: int) -> int:
-    """NFE: how often :func:`generate` evaluates the network for one sample."""
-    return steps if isinstance(model, CTM) or steps == 1 else 2 * steps - 1
+def evaluations(
+    model: CTM | EDMDenoiser, steps: int = 1, *, sigmas: Sequence[float] | None = None, guidance: float | None = None
+) -> int:
+    """NFE: how often :func:`generate`, given the same, evaluates the network for one sample."""
+    if sigmas is not None:
+        steps = len(sigmas) - 1 if isinstance(model, CTM) else len(sigmas)
+    once = steps if isinstance(model, CTM) or steps == 1 else 2 * steps - 1
+    return once if guidance is None else 2 * once
 
 
 @torch.no_grad()

@@ -84,8 +84,7 @@ def euler_sample(
     callback: Callback | None = None,
 ) -> Tensor:
     """Euler steps down ``sigmas`` and to 0: NFE len(sigmas). As :func:`heun_sample`; one level is enough."""
-    if len(sigmas) > 1:
-        check_sigmas(sigmas)
+    check_sigmas(sigmas, least=1)
     return _sample(euler_step, denoise, x, sigmas, churn, noise, callback)
 
 

@@ -28,7 +28,8 @@ def invert(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
 def slerp(a: Tensor, b: Tensor, fraction: float) -> Tensor:
     """Spherical interpolation between noises a and b [B, C, H, W], sample by sample: a at 0, b at 1.
 
-    Keeps the norm that noise has in many dimensions, which linear interpolation shrinks (Shoemake 1985).
+    Keeps the norm that noise has in many dimensions, which linear interpolation shrinks (Shoemake 1985). Between a and
+    -a there is no one arc, and the norm is not kept.
     """
     flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
     cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)

@@ -15,6 +15,11 @@ LogProb = Callable[[Tensor, Tensor], Tensor]
 """log_prob(images, labels) -> [B], log p(label | image)."""
 
 
+MOST_OVERSAMPLING = 1000
+MOST_KEPT = 10_000_000
+"""Of one class."""
+
+
 @dataclass(frozen=True)
 class Kept:
     """What was kept, class by class, the best of each first."""
@@ -44,17 +49,17 @@ def rejection_sample(
         first_seed: classes take consecutive ranges of seeds from here on, in the order of ``counts``, so that the
             result does not depend on ``batch``; of two images judged alike the lower seed is kept.
 
-    Raises ValueError naming the argument, before any image is made.
+    Raises ValueError naming the argument, before any image is made (of ``log_prob``: after the first).
     """
-    if not 0 <= oversampling < math.inf:
-        raise ValueError(f"oversampling: expected a finite number from 0 on, got {oversampling}")
+    if not 0 <= oversampling <= MOST_OVERSAMPLING:
+        raise ValueError(f"oversampling: expected a number in 0..{MOST_OVERSAMPLING}, got {oversampling}")
     if batch < 1:
         raise ValueError(f"batch: expected a positive integer, got {batch}")
     if first_seed < 0:
         raise ValueError(f"first_seed: expected a seed from 0 on, got {first_seed}")
     for label, count in counts.items():
-        if count < 1:
-            raise ValueError(f"counts: expected positive numbers, got {count} for class {label}")
+        if not isinstance(count, int) or not 1 <= count <= MOST_KEPT:
+            raise ValueError(f"counts: expected integers in 1..{MOST_KEPT}, got {count!r} for class {label}")
     if not counts:
         raise ValueError("counts: expected at least one class, got none")
     made = {label: math.ceil((1 + oversampling) * count) for label, count in counts.items()}
@@ -63,7 +68,10 @@ def rejection_sample(
     while chunk := list(itertools.islice(asked, batch)):
         seeds, labels = [seed for seed, _ in chunk], [label for _, label in chunk]
         images = sample(seeds, labels)
-        judged = log_prob(images, torch.tensor(labels, device=images.device)).tolist()
+        judgement = log_prob(images, torch.tensor(labels, device=images.device))
+        if judgement.shape != (len(chunk),):
+            raise ValueError(f"log_prob: expected [{len(chunk)}], one number an image, got {list(judgement.shape)}")
+        judged = judgement.tolist()
         for value, seed, label, image in zip(judged, seeds, labels, images, strict=True):
             if math.isnan(value):
                 raise ValueError(f"log_prob: expected numbers, got NaN for seed {seed} of class {label}")

@@ -120,7 +120,7 @@ class Program(nn.Module):
         fused = self.renoised and self.start == "seeds"  # jump and re-noising in one
         return [
             *(["philox_normal"] if self.start == "seeds" else []),
-            *("precond_input", "noise_embed", "group_norm_silu", "attention"),
+            *("precond_input", "noise_embed", "group_norm_silu", "conv3x3", "attention"),
             *(["gamma_step"] if fused else []),
             "precond_combine",
         ]

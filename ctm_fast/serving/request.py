@@ -144,7 +144,10 @@ def check_number(name: str, value: object, highest: float) -> float:
 def _number(name: str, value: object) -> float:
     if not isinstance(value, Real):
         raise ConfigError(f"{name}: expected a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ConfigError(f"{name}: expected a number, got {value!r:.80}...: {error}") from error
 
 
 def _integer(value: object) -> int:
@@ -165,8 +168,8 @@ def _check_sigmas(model: CTM | EDMDenoiser, levels: Levels, sigmas: Iterable[flo
             raise ConfigError(f"sigmas: expected at most {MAX_STEPS + 1} levels, got more")
         try:
             sigma = float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"sigmas: expected numbers, got {value!r}") from error
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ConfigError(f"sigmas: expected numbers, got {value!r:.80}") from error
         if not levels.sigma_min <= sigma <= levels.sigma_max:
             raise LevelError(
                 f"sigmas: expected levels in {levels.sigma_min}..{levels.sigma_max}, those of the model, got {sigma}"

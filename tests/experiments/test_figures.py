@@ -65,9 +65,13 @@ def test_spread() -> None:
 @pytest.mark.parametrize(
     ("one", "other", "told"),
     [
-        ([1.0, 2.0, 3.0], [2.0, 3.1, 3.9], "lower, by 1 ± "),  # seeds differ by more than variants do: paired
-        ([2.0, 3.1, 3.9], [1.0, 2.0, 3.0], "not at this scale: higher, by 1 ± "),
-        ([1.0, 2.0, 3.0], [1.5, 1.0, 3.5], "not told apart at this scale (by "),
+        (
+            [1.0, 2.0, 3.0],
+            [2.0, 3.1, 3.9],
+            "lower, by 1 (95 % interval 0.752 to 1.25, 3 paired seeds)",
+        ),  # seeds differ by more than variants do: paired
+        ([2.0, 3.1, 3.9], [1.0, 2.0, 3.0], "not at this scale: higher, by 1 (95 % interval 0.752 to 1.25"),
+        ([1.0, 2.0, 3.0], [1.5, 1.0, 3.5], "not told apart at this scale: higher by 0 (95 % interval"),
         ([1.0], [2.0], "lower with one seed, which tells nothing"),
         ([2.0], [1.0], "not lower with one seed"),
     ],

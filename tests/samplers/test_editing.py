@@ -123,6 +123,14 @@ def test_messages() -> None:
         Inpainting(torch.full((1, 1, 8, 8), 0.5))
     with pytest.raises(ValueError, match=r"^factor: expected a positive integer, got 0$"):
         SuperResolution(0)
+    with pytest.raises(ValueError, match=r"^factor: expected a positive integer, got 1\.5$"):
+        SuperResolution(1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^weights: expected finite numbers that are not all 0, got \[0, 0, 0\]$"):
+        Colourisation((0, 0, 0))
+    with pytest.raises(ValueError, match=r"^mask: expected one that broadcasts to \[2, 3, 8, 8\], got \[5, 2, 3, 8"):
+        Inpainting(torch.ones(5, 2, 3, 8, 8)).forward(x)
+    with pytest.raises(ValueError, match=r"^measurement: expected finite numbers"):
+        restore(_never, x, sigmas, operator=Inpainting(torch.ones(8, 8)), measurement=x / 0, noise=_never)
     with pytest.raises(ValueError, match=r"^x: expected sides that are multiples of 3, got \[8, 8\]$"):
         SuperResolution(3).forward(x)
     with pytest.raises(ValueError, match=r"^x: expected 3 channels, got 1$"):

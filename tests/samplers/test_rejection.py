@@ -44,13 +44,18 @@ def test_messages() -> None:
 
     for arguments, message in (
         ({"counts": {}}, "counts: expected at least one class"),
-        ({"counts": {1: 0}}, "counts: expected positive numbers, got 0 for class 1"),
-        ({"counts": {1: 2}, "oversampling": -0.5}, "oversampling: expected a finite number"),
-        ({"counts": {1: 2}, "oversampling": math.nan}, "oversampling: expected a finite number"),
+        ({"counts": {1: 0}}, r"counts: expected integers in 1\.\.10000000, got 0 for class 1"),
+        ({"counts": {1: 2.5}}, r"counts: .* got 2\.5 for class 1"),
+        ({"counts": {1: 10**15}}, "counts: .* got 1000000000000000 for class 1"),
+        ({"counts": {1: 2}, "oversampling": -0.5}, r"oversampling: expected a number in 0\.\.1000, got -0\.5"),
+        ({"counts": {1: 2}, "oversampling": math.nan}, "oversampling: expected a number"),
+        ({"counts": {1: 2}, "oversampling": 1e300}, "oversampling: expected a number"),
         ({"counts": {1: 2}, "first_seed": -1}, "first_seed: expected a seed from 0 on, got -1"),
         ({"counts": {1: 2}, "batch": 0}, "batch: expected a positive integer"),
     ):
         with pytest.raises(ValueError, match=message):
             rejection_sample(never, never, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"log_prob: expected \[2\], one number an image, got \[2, 1\]"):
+        rejection_sample(sample, lambda images, labels: images[:, :1, 0, 0], {2: 1})
     with pytest.raises(ValueError, match="log_prob: expected numbers, got NaN for seed 0 of class 2"):
         rejection_sample(sample, lambda images, labels: images[:, 0, 0, 0] * math.nan, {2: 1})

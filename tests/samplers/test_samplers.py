@@ -286,6 +286,17 @@ def test_levels_out_of_order(sigmas: list[float], message: str) -> None:
         heun_sample(untouched, x, sigmas)
 
 
+@pytest.mark.parametrize("sigmas", [[], [math.nan], [math.inf], [-1.0], [0.0], [1.0, 2.0]])
+def test_levels_of_euler(sigmas: list[float]) -> None:
+    """One is enough, but it is checked as well."""
+
+    def untouched(*args: object) -> Tensor:
+        raise AssertionError("work was done before the levels were checked")
+
+    with pytest.raises(LevelError, match="sigmas: expected"):
+        euler_sample(untouched, torch.zeros(1, 1, 2, 2), sigmas)
+
+
 def test_one_euler_step_is_the_denoiser() -> None:
     world = rotated_gaussian((1, 2, 2))
     x = world.sample(3, torch.Generator().manual_seed(0), level=80.0)

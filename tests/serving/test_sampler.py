@@ -20,7 +20,7 @@ from ctm_fast import hub
 from ctm_fast.diffusion.schedule import Levels, karras_sigmas, sampler_sigmas
 from ctm_fast.errors import CheckpointError, ConfigError, LevelError
 from ctm_fast.models import CTM, EDMDenoiser, load_model, save_model
-from ctm_fast.ops import Stream, gamma_step, philox_normal, philox_words
+from ctm_fast.ops import Stream, gamma_step, philox_normal, philox_words, use_reference
 from ctm_fast.ops.reference import philox_normal as reference
 from ctm_fast.sample import load
 from ctm_fast.samplers import euler_sample, evaluations, generate, heun_sample, initial_noise, renoise_levels
@@ -134,14 +134,28 @@ def test_pictures_in_colour(generator: torch.Generator) -> None:
         assert np.array_equal(np.asarray(picture), array)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize(
+    "how", [{"steps": 1}, {"steps": 2}, {"steps": 5}, {"sigmas": (9.0, 3.0, 1.0)}, {"steps": 3, "guidance": 2.0}]
+)
 @pytest.mark.parametrize("kind", ["ctm", "teacher"])
-def test_evaluations_are_counted_right(snapshots: dict[str, Path], kind: str, steps: int) -> None:
+def test_evaluations_are_counted_right(snapshots: dict[str, Path], kind: str, how: dict[str, Any]) -> None:
     model = load(snapshots[kind], device="cpu").model
     calls = []
     model.net.register_forward_hook(lambda *_: calls.append(1))
-    generate(model, Levels(), torch.arange(2), torch.zeros(2, dtype=torch.int64), steps=steps)
-    assert len(calls) == evaluations(model, steps)
+    generate(model, Levels(), torch.arange(2), torch.zeros(2, dtype=torch.int64), **how)
+    assert len(calls) == evaluations(model, **how)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_every_backend_makes_the_same_images(sampler: Sampler, steps: int) -> None:
+    """Before and after the warm-up, and in plain PyTorch: the same noise, and images to rounding."""
+    with use_reference():
+        expected = images(sampler, range(6), steps=steps, gamma=0.5)
+    cold = images(sampler, range(6), steps=steps, gamma=0.5)
+    sampler.warmup([6])
+    warm = images(sampler, range(6), steps=steps, gamma=0.5)
+    for found in (cold, warm):
+        assert (found - expected).abs().max() <= 1e-4
 
 
 def test_no_seeds(sampler: Sampler) -> None:
@@ -311,6 +325,7 @@ def test_calls_leave_no_gradients_and_no_random_state(sampler: Sampler) -> None:
         ({"gamma": 1.1}, r"gamma: .* got 1\.1"),
         ({"gamma": float("nan")}, "gamma: .* got nan"),
         ({"gamma": "0.5"}, r"gamma: .* got '0\.5'"),
+        ({"gamma": 10**400}, "gamma: expected a number, got 1000"),
         ({"labels": 10}, r"labels: expected integers in 0\.\.9, got 10"),
         ({"labels": [0, -1]}, "labels: .* got -1"),
         ({"labels": [1]}, "labels: expected 2, one for each seed, got 1"),
@@ -334,12 +349,14 @@ def test_calls_leave_no_gradients_and_no_random_state(sampler: Sampler) -> None:
         ({"sigmas": 80.0}, r"sigmas: expected a list of levels, got 80\.0"),
         ({"sigmas": [80.0, "low"]}, "sigmas: expected numbers, got 'low'"),
         ({"sigmas": [80.0, None]}, "sigmas: expected numbers, got None"),
+        ({"sigmas": [10**400, 1.0]}, "sigmas: expected numbers, got 1000"),
         ({"sigmas": np.linspace(80, 1, 10_002)}, "sigmas: expected at most 10001 levels, got more"),
         ({"sigmas": [80.0, 1.0], "steps": 1}, "steps: expected none beside sigmas, .* got 1"),
         ({"guidance": 2.0}, "guidance: expected None for a model that was not trained with label dropout, got 2"),
         ({"guidance": float("nan")}, r"guidance: expected a number in 0\.\.1000, got nan"),
         ({"guidance": -1}, "guidance: .* got -1"),
         ({"guidance": "2"}, "guidance: expected a number, got '2'"),
+        ({"guidance": 10**400}, "guidance: expected a number, got 1000"),
     ],
 )
 def test_bad_arguments(
