@@ -168,7 +168,7 @@ def _share(bits: ImageBits, settings: Settings) -> str:
     probes = f"{settings.probe_count} {settings.probes} probe{'' if settings.probe_count == 1 else 's'}"
     if settings.probe_count == 1:
         return f"that of {probes} included"
-    return f"± {error_of_probes(bits.probe_error):.4f} of it from {probes}"
+    return f"± {error_of_probes(bits.probe_error):.4f} over {probes} alone"
 
 
 def _number(mean: float, error: float) -> str:

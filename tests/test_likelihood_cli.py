@@ -177,7 +177,7 @@ def test_a_model_beside_itself_differs_by_nothing(
     [
         ("--probes exact --count 1", ["unconditional", "exact trace", "dequantisation uniform"]),
         ("--probes gaussian", ["that of 1 gaussian probe included"]),
-        ("--probe-count 3", ["of it from 3 rademacher probes"]),
+        ("--probe-count 3", ["over 3 rademacher probes alone"]),
         ("--dequantisation none", ["dequantisation none"]),
         ("--compat published", ["dequantisation none, formula published"]),
         ("--compat published-bug --dequantisation uniform", ["dequantisation uniform, formula published-bug"]),

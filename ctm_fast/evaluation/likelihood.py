@@ -116,6 +116,8 @@ def log_likelihood(
         raise ConfigError(f"dequantisation: expected one of {', '.join(_BITS)}, got {dequantisation!r}")
     if count < 1:
         raise ConfigError(f"count: expected a positive integer, got {count}")
+    if seeds.shape != x.shape[:1]:
+        raise ConfigError(f"seeds: expected [{len(x)}], one for each image, got {list(seeds.shape)}")
     if not 0 < tolerance < 1:
         raise ConfigError(f"tolerance: expected a number between 0 and 1, got {tolerance}")
     batch, shape = x.shape[0], x.shape[1:]

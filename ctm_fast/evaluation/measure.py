@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast.data.order import shuffled
+from ctm_fast.distributed import sum_over_ranks_
 from ctm_fast.errors import ConfigError, DataError
 from ctm_fast.evaluation.extractors import Extractor, Features
 from ctm_fast.evaluation.feature_table import FeatureTable, Rows
@@ -101,6 +102,7 @@ class _Sums:
         device = like.pooled.device
         parts = 1 if first is None else 2
         self.count = count
+        self.seen = torch.zeros(count, dtype=torch.int32, device=device)
         self.part = torch.zeros(count, dtype=torch.int64, device=device)
         if first is not None:
             self.part[first.to(device)] = 1
@@ -114,6 +116,7 @@ class _Sums:
             self.score = InceptionScore(count, like.logits.shape[1], splits=_SPLITS, device=device)
 
     def update(self, features: Features, index: Tensor) -> None:
+        self.seen.index_add_(0, index, torch.ones_like(index, dtype=torch.int32))
         for part in range(len(self.moments)):
             members = self.part[index] == part
             self.moments[part].update(features.pooled[members])
@@ -125,12 +128,15 @@ class _Sums:
             self.score.update(features.logits, index)
 
     def result(self) -> Summary:
+        wrong = (sum_over_ranks_(self.seen) != 1).nonzero()[:, 0]
+        if len(wrong):
+            raise DataError(
+                f"images: expected each of {self.count} once, but {len(wrong)} are missing or there twice, "
+                f"image {int(wrong[0])} among them"
+            )
         for sums in (*self.moments, *(self.spatial or []), self.table, self.score):
             if sums is not None:
                 sums.all_reduce()
-        seen = sum(moments.count for moments in self.moments)
-        if seen != self.count:
-            raise DataError(f"images: expected {self.count} in all, got {seen}")
         halves = None
         if len(self.moments) == 2:
             rest, first = self.moments

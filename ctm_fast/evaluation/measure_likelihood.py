@@ -32,7 +32,8 @@ Progress = Callable[[float], None]
 class Settings:
     """How a likelihood is measured; equal settings and images give equal random numbers for any model.
 
-    ``probe_count`` probes for each image, ``draws`` of the bound; ``batch`` changes rounding alone. Others as for
+    ``probe_count`` probes for each image, ``draws`` of the bound; ``batch`` changes rounding alone, which in a float32
+    network decides now and then about a step, and so changes the result by less than the tolerance. Others as for
     :func:`~ctm_fast.evaluation.likelihood.log_likelihood`. ConfigError for a batch, a probe_count or a seed out of
     range.
     """

@@ -10,6 +10,7 @@ from torch import Tensor
 from ctm_fast.errors import CheckpointError, ConfigError
 from ctm_fast.models.features import EfficientNetLite0, feature_shapes
 from ctm_fast.models.features import efficientnet_lite0 as lite0
+from ctm_fast.models.features.network import resize
 from ctm_fast.models.features.weights import package_file, read_weights
 
 Tensors = dict[str, Tensor]
@@ -92,6 +93,14 @@ def test_the_file_is_read_whole(published: Tensors) -> None:
 
 def test_the_pyramid_of_the_discriminator() -> None:
     assert feature_shapes(EfficientNetLite0(), 32) == [(24, 56, 56), (40, 28, 28), (112, 14, 14), (320, 7, 7)]
+
+
+def test_images_above_the_size_are_not_smoothed(generator: torch.Generator) -> None:
+    """Bilinear at every other pixel's middle, without antialiasing: a quarter of each of four neighbours, no more."""
+    images = torch.rand(1, 3, 8, 8, generator=generator)
+    found = resize(images, 2)  # 4 to 1: of each 4 by 4 block, the middle 2 by 2
+    expected = images.unfold(2, 4, 4).unfold(3, 4, 4)[..., 1:3, 1:3].mean((4, 5))
+    torch.testing.assert_close(found, expected)
 
 
 def test_grey_is_repeated_and_resized(generator: torch.Generator) -> None:
