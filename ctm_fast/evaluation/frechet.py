@@ -72,7 +72,9 @@ def _root(cov: Tensor) -> Tensor:
     """[D, rank], R with R R^T = cov."""
     values, vectors = torch.linalg.eigh(cov)
     kept = values > _zero(values)
-    return vectors[:, kept].mul_(values[kept].sqrt())  # of the copy that the choice makes
+    if not kept.all():
+        vectors, values = vectors[:, kept], values[kept]
+    return vectors.mul_(values.sqrt())  # in place: of 2,048 features each copy is 34 MB
 
 
 def _zero(values: Tensor) -> Tensor:

@@ -62,11 +62,15 @@ def _blocks(n: int, size: int, seed: int) -> list[Tensor]:
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1) ** DEGREE
+    return (x @ y.T).div_(x.shape[1]).add_(1).pow_(DEGREE)
 
 
 def _unbiased(x: Tensor, y: Tensor) -> Tensor:
     """Between x, y [m, D]: means of the kernel over pairs, a sample with itself being no pair."""
     m = len(x)
-    within = [(kernel.sum() - kernel.trace()) / (m * (m - 1)) for kernel in (_kernel(x, x), _kernel(y, y))]
+    within = [_off_diagonal_sum(_kernel(z, z)) / (m * (m - 1)) for z in (x, y)]
     return within[0] + within[1] - 2 * _kernel(x, y).mean()
+
+
+def _off_diagonal_sum(kernel: Tensor) -> Tensor:
+    return kernel.sum() - kernel.trace()

@@ -30,24 +30,36 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass
 class Summary:
-    """What one pass leaves of a set of images; what was not asked for, or the extractor does not have, is None."""
+    """What one pass leaves of a set of images; what was not asked for, or the extractor does not have, is None.
+
+    The moments of a reference are kept in two parts, to compare with each other, and merged when they are asked for:
+    of 2,048 features each is 34 MB.
+    """
 
     count: int
-    moments: Moments
-    spatial: Moments | None
+    parts: list[Moments]
+    spatial_parts: list[Moments] | None
     table: Tensor | None
     score: tuple[float, float] | None
     halves: "Halves | None" = None
 
+    @property
+    def moments(self) -> Moments:
+        """Of all images."""
+        return _merged(self.parts)
+
+    @property
+    def spatial(self) -> Moments | None:
+        """Of all images."""
+        return None if self.spatial_parts is None else _merged(self.spatial_parts)
+
 
 @dataclass
 class Halves:
-    """Two disjoint parts of a reference, to compare with each other: first as many images as there are samples."""
+    """The images of the two disjoint parts of a reference, the first as many as there are samples."""
 
     first: Tensor
     rest: Tensor
-    moments: tuple[Moments, Moments]
-    spatial: tuple[Moments, Moments] | None
 
 
 def check_metrics(metrics: Collection[str]) -> None:
@@ -139,17 +151,11 @@ class _Sums:
                 sums.all_reduce()
         halves = None
         if len(self.moments) == 2:
-            rest, first = self.moments
-            halves = Halves(
-                (self.part == 1).nonzero()[:, 0],
-                (self.part == 0).nonzero()[:, 0],
-                (first, rest),
-                None if self.spatial is None else (self.spatial[1], self.spatial[0]),
-            )
+            halves = Halves((self.part == 1).nonzero()[:, 0], (self.part == 0).nonzero()[:, 0])
         return Summary(
             self.count,
-            _merged(self.moments),
-            None if self.spatial is None else _merged(self.spatial),
+            self.moments,
+            self.spatial,
             None if self.table is None else self.table.features,
             None if self.score is None else self.score.result(),
             halves,
@@ -179,9 +185,8 @@ def compare(
         if metric not in metrics:
             continue
         if metric == "frechet":
-            pair = None if halves is None else halves.moments
-            real = None if reference is None else reference.moments
-            found[metric] = _frechet(samples.moments, real, _pair(stored), pair)
+            real = [] if reference is None else reference.parts
+            found[metric] = _frechet(samples.moments, real, _pair(stored))
         elif metric == "spatial-frechet":
             found[metric] = _spatial(samples, reference, stored)
         elif metric == "inception-score":
@@ -217,6 +222,8 @@ def _first_part(count: int, size: int) -> Tensor:
 
 
 def _merged(parts: list[Moments]) -> Moments:
+    if len(parts) == 1:
+        return parts[0]
     whole = Moments(len(parts[0].mean), parts[0].mean.device)
     for part in parts:
         whole.merge(part)
@@ -236,31 +243,31 @@ def _distance(moments: Moments, other: tuple[Tensor, Tensor]) -> float:
 
 def _frechet(
     samples: Moments,
-    reference: Moments | None,
+    reference: list[Moments],
     stored: tuple[Tensor, Tensor] | None,
-    parts: tuple[Moments, Moments] | None,
 ) -> dict[str, Any] | str:
-    other = stored
-    if other is None and reference is not None:
-        other = reference.mean, reference.covariance()
-    if other is None:
+    if stored is None and not reference:
         return "needs moments of the reference"
-    found: dict[str, Any] = {"value": _distance(samples, other), "floor": None, "floor_count": None}
-    if parts is not None:
-        first, rest = parts
-        found |= {"floor": _distance(first, (rest.mean, rest.covariance())), "floor_count": first.count}
+    value = _distance(samples, _mean_and_covariance(_merged(reference)) if stored is None else stored)
+    found: dict[str, Any] = {"value": value, "floor": None, "floor_count": None}
+    if len(reference) == 2:
+        rest, first = reference
+        found |= {"floor": _distance(first, _mean_and_covariance(rest)), "floor_count": first.count}
     return found
+
+
+def _mean_and_covariance(moments: Moments) -> tuple[Tensor, Tensor]:
+    return moments.mean, moments.covariance()
 
 
 def _spatial(samples: Summary, reference: Summary | None, stored: StoredMoments | None) -> dict[str, Any] | str:
     if samples.spatial is None:
         return "the extractor has no spatial features"
     pair = stored.spatial if stored is not None else None
-    if pair is None and (reference is None or reference.spatial is None):
+    parts = None if reference is None else reference.spatial_parts
+    if pair is None and parts is None:
         return "the reference has no spatial moments"
-    halves = None if reference is None else reference.halves
-    spatial = None if reference is None else reference.spatial
-    return _frechet(samples.spatial, spatial, pair, None if halves is None else halves.spatial)
+    return _frechet(samples.spatial, parts or [], pair)
 
 
 def _score(samples: Summary, reference: Summary | None) -> dict[str, Any] | str:

@@ -74,12 +74,14 @@ def test_they_are_those_of_the_features() -> None:
 def test_the_floor_is_of_parts_that_share_no_image() -> None:
     """Of 120 real images and 90 samples the parts are halves; of 120 and 30, as many as there are samples."""
     for samples, expected in ((M, 60), (30, 30)):
-        halves = summary(REAL, 7, torch.arange(N), samples).halves
+        made = summary(REAL, 7, torch.arange(N), samples)
+        halves = made.halves
         assert halves is not None
         assert sorted([*halves.first.tolist(), *halves.rest.tolist()]) == list(range(N))
-        assert len(halves.first) == halves.moments[0].count == expected
-        torch.testing.assert_close(halves.moments[0].mean, features(REAL[halves.first]).pooled.double().mean(0))
-        torch.testing.assert_close(halves.moments[1].mean, features(REAL[halves.rest]).pooled.double().mean(0))
+        rest, first = made.parts
+        assert len(halves.first) == first.count == expected
+        torch.testing.assert_close(first.mean, features(REAL[halves.first]).pooled.double().mean(0))
+        torch.testing.assert_close(rest.mean, features(REAL[halves.rest]).pooled.double().mean(0))
     found = metrics(7)
     assert found["frechet"]["floor_count"] == 60
     assert 0 < found["frechet"]["floor"] < found["frechet"]["value"]

@@ -35,6 +35,7 @@ one, two = samples.moments, reference.moments
 start = time.process_time()
 distance = frechet_distance(one.mean, one.covariance(), two.mean, two.covariance())
 seconds = time.process_time() - start
+del one, two
 found = compare(samples, reference, None, metrics)
 assert found["frechet"]["value"] == distance and found["frechet"]["floor"] < distance
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
