@@ -280,6 +280,40 @@ Tensor conv3x3_packed(const Tensor& x, const Tensor& packed, const std::optional
   return y;
 }
 
+// G^T u G: the gradient of each filter, [K, 3, 3, C], from those at the points, u [36][C][K].
+void transform_back(const float* u, int64_t inputs, int64_t outputs, float* to) {
+  const Filter g;
+  torch::stable::parallel_for(0, divide(outputs, kPanel) * inputs, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task / inputs * kPanel, c = task % inputs, panel = std::min(kPanel, outputs - first);
+      double half[3][kPoints][kPanel] = {};
+      for (int i = 0; i < kPoints; ++i) {
+        for (int j = 0; j < kPoints; ++j) {
+          const float* row = u + ((i * kPoints + j) * inputs + c) * outputs + first;
+          for (int tap = 0; tap < 3; ++tap) {
+            for (int64_t k = 0; k < panel; ++k) {
+              half[tap][j][k] += g.of[i][tap] * row[k];
+            }
+          }
+        }
+      }
+      for (int i = 0; i < 3; ++i) {
+        for (int j = 0; j < 3; ++j) {
+          double sum[kPanel] = {};
+          for (int point = 0; point < kPoints; ++point) {
+            for (int64_t k = 0; k < panel; ++k) {
+              sum[k] += g.of[point][j] * half[i][point][k];
+            }
+          }
+          for (int64_t k = 0; k < panel; ++k) {
+            to[(((first + k) * 3 + i) * 3 + j) * inputs + c] = static_cast<float>(sum[k]);
+          }
+        }
+      }
+    }
+  });
+}
+
 // [K, C, 3, 3] float32 laid out as channels_last weights are.
 Tensor conv3x3_weight_grad(const Tensor& grad, const Tensor& x, int64_t lanes) {
   check_channels_last("grad", grad);
@@ -324,37 +358,7 @@ Tensor conv3x3_weight_grad(const Tensor& grad, const Tensor& x, int64_t lanes) {
   Tensor weight_grad = torch::stable::empty(
       {weight_size, 4}, ScalarType::Float, std::nullopt, x.device(), std::nullopt,
       torch::headeronly::MemoryFormat::ChannelsLast);
-  float* to = weight_grad.mutable_data_ptr<float>();
-  const Filter g;
-  torch::stable::parallel_for(0, divide(outputs, kPanel) * inputs, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task / inputs * kPanel, c = task % inputs, panel = std::min(kPanel, outputs - first);
-      double half[3][kPoints][kPanel] = {};
-      for (int i = 0; i < kPoints; ++i) {
-        for (int j = 0; j < kPoints; ++j) {
-          const float* row = u + ((i * kPoints + j) * inputs + c) * outputs + first;
-          for (int tap = 0; tap < 3; ++tap) {
-            for (int64_t k = 0; k < panel; ++k) {
-              half[tap][j][k] += g.of[i][tap] * row[k];
-            }
-          }
-        }
-      }
-      for (int i = 0; i < 3; ++i) {
-        for (int j = 0; j < 3; ++j) {
-          double sum[kPanel] = {};
-          for (int point = 0; point < kPoints; ++point) {
-            for (int64_t k = 0; k < panel; ++k) {
-              sum[k] += g.of[point][j] * half[i][point][k];
-            }
-          }
-          for (int64_t k = 0; k < panel; ++k) {
-            to[(((first + k) * 3 + i) * 3 + j) * inputs + c] = static_cast<float>(sum[k]);
-          }
-        }
-      }
-    }
-  });
+  transform_back(u, inputs, outputs, weight_grad.mutable_data_ptr<float>());
   return weight_grad;
 }
 
