@@ -38,8 +38,12 @@ def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tenso
             expected = "[D]" if d < 0 else str(list(shape))
             raise ValueError(f"{name}: expected {expected}, got {list(tensor.shape)}")
     mean_1, cov_1, mean_2, cov_2 = (tensor.double() for tensor in (mean_1, cov_1, mean_2, cov_2))
-    product = torch.linalg.svdvals(_root(cov_1).T @ _root(cov_2)).sum()
-    return float((mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace() - 2 * product)
+    total = (mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace()
+    root_1 = _root(cov_1)
+    del cov_1  # of 2,048 features each matrix is 34 MB, and the decomposition wants three more
+    product = root_1.T @ _root(cov_2)
+    del cov_2, root_1
+    return float(total - 2 * torch.linalg.svdvals(product).sum())
 
 
 def numerical_rank(covariance: Tensor) -> int:
