@@ -7,6 +7,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from benchmarks.harness import (
     COMPILED,
@@ -15,6 +16,7 @@ from benchmarks.harness import (
     EAGER,
     Call,
     Way,
+    check_agreement,
     check_default,
     compare,
     every_direction,
@@ -53,6 +55,11 @@ def test_in_turns(benchmark: BenchmarkFixture, size: tuple[int, int, int, int], 
 
         return run
 
+    (x,) = next(made)
+    with torch.no_grad():
+        truth = conv2d(x.double(), weight.double(), padding=1)
+        with CPP.serving():
+            check_agreement(conv3x3(x, weight), truth, TOLERANCE)
     calls = {way: timed(way) for way in (CPP, EAGER, COMPILED)}
     work = (3 if grad else 1) * flops(lambda: conv3x3(cotangent[:, :1].expand(-1, inputs, -1, -1), weight))
     result = compare(benchmark, calls, baseline=EAGER, serves=("conv3x3",), work=work)
@@ -74,22 +81,18 @@ def test_packed_in_turns(benchmark: BenchmarkFixture, size: tuple[int, int, int,
 
         return run
 
-    calls = {
-        PACKED: timed(WinogradConv2d(conv)),
-        ONEDNN: timed(OneDNNConv2d(conv, [batch, inputs, side, side], torch.float32)),
-        EAGER: timed(conv),
+    modules = {
+        PACKED: WinogradConv2d(conv),
+        ONEDNN: OneDNNConv2d(conv, [batch, inputs, side, side], torch.float32),
+        EAGER: conv,
     }
+    (x,) = next(made)
+    with torch.no_grad():
+        truth = conv2d(x.double(), *(parameter.double() for parameter in conv.parameters()), padding=1)
+        for way, module in modules.items():
+            with way.serving():
+                check_agreement(module(x), truth, TOLERANCE)
+    calls = {way: timed(module) for way, module in modules.items()}
     work = flops(calls[EAGER])
-    result = compare(benchmark, calls, baseline=ONEDNN, work=work)
+    result = compare(benchmark, calls, baseline=ONEDNN, serves=("conv3x3_packed",), work=work)
     assert not result.slower(PACKED.name, ONEDNN.name) or serving("conv3x3_packed", "cpu") == "reference", f"{result}"
-
-
-def test_agreement() -> None:
-    """What is timed above is the same convolution; inputs in turns cannot be compared there."""
-    for batch, inputs, outputs, side in SIZES:
-        conv = Conv2d(inputs, outputs, 3)
-        x = images((batch, inputs, side, side), torch.channels_last)
-        with torch.no_grad():
-            expected = nn.functional.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)  # type: ignore[union-attr]
-            for module in (WinogradConv2d(conv), OneDNNConv2d(conv, list(x.shape), torch.float32), conv):
-                assert (module(x) - expected).abs().max() <= TOLERANCE * expected.abs().max()

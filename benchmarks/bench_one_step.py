@@ -4,6 +4,7 @@ kernel by kernel, beside the network as the published code runs it, eagerly in h
 On a CPU a rehearsal with the digits' network; ``bench_sampler.py`` has the figures of a CPU.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,12 +12,22 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from benchmarks.harness import DEVICE, NETWORK_DTYPE, Call, Way, compare, flops
+from benchmarks.harness import (
+    DEVICE,
+    NETWORK_DTYPE,
+    NETWORK_TOLERANCE,
+    Call,
+    Way,
+    check_agreement,
+    check_serving,
+    compare,
+    flops,
+)
 from benchmarks.networks import DIGITS, FULL_SIZE
 from benchmarks.plain_unet import plain
 from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.models import CTM, NetworkConfig, build_network
-from ctm_fast.samplers import generate
+from ctm_fast.samplers import initial_noise
 from ctm_fast.serving import Sampler
 from ctm_fast.serving.pixels import to_pixels
 
@@ -40,17 +51,19 @@ def student(config: NetworkConfig, dtype: torch.dtype) -> CTM:
     return CTM(net.requires_grad_(False), DIGITS.sigma_data, dtype=dtype).to(DEVICE).eval()
 
 
-def eager(config: NetworkConfig, batch: int) -> Call:
-    """DDPM++ in PyTorch's own modules and NCHW; of ADM there are none here, so ours in plain PyTorch, channels_last."""
+def eager(config: NetworkConfig, batch: int) -> Callable[[], Tensor]:
+    """Float images by DDPM++ in PyTorch's own modules and NCHW; of ADM there are none, so ours in plain PyTorch."""
     model = student(config, HALF)
     if config.arch == "ddpmpp":
         model.net = plain(model.net).to(HALF)  # type: ignore[assignment]
-    seeds, labels = torch.arange(batch, device=DEVICE), None
-    if config.label_dim:
-        labels = seeds % config.label_dim
+    seeds = torch.arange(batch, device=DEVICE)
+    labels = seeds % config.label_dim if config.label_dim else None
+    x_T = initial_noise(seeds, (config.img_channels, config.img_resolution, config.img_resolution), LEVELS)
+    t, s = (torch.full((batch,), level, device=DEVICE) for level in (LEVELS.sigma_max, LEVELS.sigma_min))
 
+    @torch.no_grad()
     def call() -> Tensor:
-        return to_pixels(generate(model, LEVELS, seeds, labels).clamp_(-1, 1)).cpu()
+        return model.jump(x_T, t, s, labels).clamp_(-1, 1)
 
     return call
 
@@ -62,11 +75,17 @@ def test_one_step(benchmark: BenchmarkFixture, name: str, batch: int) -> None:
     cold, warm = (Sampler(student(config, NETWORK_DTYPE), LEVELS, batch=batch) for _ in range(2))
     try:
         warm.warmup([batch])
+        plainly = eager(config, batch)
+        with EAGER.serving():
+            truth = plainly()
+        for sampler in (cold, warm):
+            check_agreement(sampler(range(batch)), truth, NETWORK_TOLERANCE)
         calls: dict[Way, Call] = {
-            EAGER: eager(config, batch),
+            EAGER: lambda: to_pixels(plainly()).cpu(),
             KERNELS: lambda: cold(range(batch), output="uint8"),
             WARM: lambda: warm(range(batch), output="uint8"),
         }
+        check_serving(calls[KERNELS], KERNELS, "group_norm_silu")  # a graph's replay dispatches nothing
         work = batch * flops(eager(config, 1))
         result = compare(benchmark, calls, baseline=EAGER, work=work)
     except torch.cuda.OutOfMemoryError as error:

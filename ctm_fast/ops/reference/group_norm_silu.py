@@ -31,9 +31,8 @@ def group_norm_silu(
         if forward_ad.unpack_dual(h).tangent is not None:
             h = h.contiguous()  # the op's own forward-mode derivative takes no channels_last
         elif not h.is_contiguous() and h.stride(0) != channels * height * width:
-            h = h.clone(
-                memory_format=torch.channels_last
-            )  # a batch of one may have any stride there; the op refuses it
+            # A batch of one may have any stride there; the op refuses it.
+            h = h.clone(memory_format=torch.channels_last)
         h, mean, rstd = torch.native_group_norm(h, weight, bias, batch, channels, height * width, groups, eps)
     if scale is not None:
         h = h * (1 + scale[:, :, None, None])
