@@ -79,7 +79,9 @@ def test_one_step(benchmark: BenchmarkFixture, name: str, batch: int) -> None:
         with EAGER.serving():
             truth = plainly()
         for sampler in (cold, warm):
-            check_agreement(sampler(range(batch)), truth, NETWORK_TOLERANCE)
+            images = sampler(range(batch))
+            assert isinstance(images, Tensor)
+            check_agreement(images, truth, NETWORK_TOLERANCE)
         calls: dict[Way, Call] = {
             EAGER: lambda: to_pixels(plainly()).cpu(),
             KERNELS: lambda: cold(range(batch), output="uint8"),

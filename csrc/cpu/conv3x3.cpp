@@ -60,6 +60,18 @@ struct Problem {
   }
 };
 
+// A matrix product out [rows][columns] = a [rows][depth] b [depth][columns], or added to what `out` holds:
+//   out[i * out_row + j] = sum_n a[i * a_row + n * a_step] b[n * b_step + j]
+struct Product {
+  const float* a;
+  int64_t a_row, a_step;
+  const float* b;
+  int64_t b_step;
+  float* out;
+  int64_t out_row, rows, columns, depth;
+  bool add;
+};
+
 #ifdef __x86_64__
 #define CTM_FAST_WIDER_VECTORS
 #ifdef __clang__
@@ -123,11 +135,10 @@ struct Kernel {
   decltype(&lanes4::convolve) convolve;
   decltype(&lanes4::read_tile) read_tile;
   decltype(&lanes4::read_gradient_tile) read_gradient_tile;
-  decltype(&lanes4::gradient_of_point) gradient_of_point;
+  decltype(&lanes4::multiply) multiply;
 };
 
-#define CTM_FAST_KERNEL(width) \
-  {width::convolve, width::read_tile, width::read_gradient_tile, width::gradient_of_point}
+#define CTM_FAST_KERNEL(width) {width::convolve, width::read_tile, width::read_gradient_tile, width::multiply}
 
 // For vectors of `lanes` floats, 0: the widest.
 Kernel kernel(int64_t lanes) {
@@ -340,17 +351,15 @@ Tensor conv3x3_weight_grad(const Tensor& grad, const Tensor& x, int64_t lanes) {
     torch::stable::parallel_for(0, count, 4, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const Place tile = problem.place(first + i);
-        run.read_tile(
-            problem, problem.x + tile.image * problem.x_size(), tile, v.get() + i * v_stride, chunk * v_stride);
-        run.read_gradient_tile(
-            problem, gradients + tile.image * problem.y_size(), tile, z.get() + i * z_stride, chunk * z_stride);
+        run.read_tile(problem, tile, v.get() + i * v_stride, chunk * v_stride);
+        run.read_gradient_tile(problem, gradients, tile, z.get() + i * z_stride, chunk * z_stride);
       }
     });
     torch::stable::parallel_for(0, points, 1, [&](int64_t begin, int64_t end) {
       for (int64_t point = begin; point < end; ++point) {
-        run.gradient_of_point(
-            problem, v.get() + point * chunk * v_stride, v_stride, z.get() + point * chunk * z_stride, z_stride, count,
-            u + point * inputs * outputs, first > 0);
+        run.multiply(
+            {v.get() + point * chunk * v_stride, 1, v_stride, z.get() + point * chunk * z_stride, z_stride,
+             u + point * inputs * outputs, outputs, inputs, outputs, count, first > 0});
       }
     });
   }

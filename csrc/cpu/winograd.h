@@ -9,7 +9,7 @@
 //
 // This file has no guard: conv3x3.cpp includes it once for each width of vectors, in a namespace of its own, with
 //   CTM_FAST_LANES    floats in a vector
-//   CTM_FAST_VECTORS  vectors of outputs that a product holds in registers for each of kRows tiles
+//   CTM_FAST_VECTORS  vectors of outputs that a product holds in registers for each of kRows rows
 typedef float Lanes __attribute__((vector_size(CTM_FAST_LANES * sizeof(float))));
 typedef float Unaligned __attribute__((vector_size(CTM_FAST_LANES * sizeof(float)), aligned(4), may_alias));
 
@@ -51,8 +51,9 @@ inline void transform_gradient(const Lanes (&y)[kTile], Lanes (&out)[kPoints]) {
 }
 
 // The 6x6 inputs of a tile, all channels, [36][channels] with `stride` numbers between points.
-inline void read_tile(const Problem& problem, const float* x, Place tile, float* out, int64_t stride) {
+inline void read_tile(const Problem& problem, Place tile, float* out, int64_t stride) {
   const int64_t top = tile.row * kTile - 1, left = tile.column * kTile - 1, channels = problem.in_channels;
+  const float* x = problem.x + tile.image * problem.x_size();
   for (int64_t c = 0; c < channels; c += CTM_FAST_LANES) {
     Lanes half[kPoints][kPoints];
     for (int j = 0; j < kPoints; ++j) {
@@ -80,6 +81,7 @@ inline void read_tile(const Problem& problem, const float* x, Place tile, float*
 // The 6x6 transforms of a tile's 4x4 gradients, all channels, laid out likewise; beyond the image they are 0.
 inline void read_gradient_tile(const Problem& problem, const float* grad, Place tile, float* out, int64_t stride) {
   const int64_t top = tile.row * kTile, left = tile.column * kTile, channels = problem.out_channels;
+  grad += tile.image * problem.y_size();
   for (int64_t k = 0; k < channels; k += CTM_FAST_LANES) {
     Lanes half[kPoints][kTile];
     for (int j = 0; j < kTile; ++j) {
@@ -106,8 +108,8 @@ inline void read_gradient_tile(const Problem& problem, const float* grad, Place 
 // The 4x4 outputs of a tile, as many as lie in the image, for `width` channels from `first` on, out of [36][width] with
 // `stride` numbers between points.
 inline void write_tile(
-    const Problem& problem, const float* m, int64_t stride, const float* bias, Place tile, int64_t first, int64_t width,
-    float* y) {
+    const Problem& problem, const float* m, int64_t stride, Place tile, int64_t first, int64_t width) {
+  float* y = problem.y + tile.image * problem.y_size();
   const int64_t top = tile.row * kTile, left = tile.column * kTile;
   const int64_t rows = std::min<int64_t>(kTile, problem.height - top);
   const int64_t columns = std::min<int64_t>(kTile, problem.width - left);
@@ -123,7 +125,7 @@ inline void write_tile(
         half[i][j] = column[i];
       }
     }
-    const Lanes offset = bias ? load(bias + first + c) : Lanes{};
+    const Lanes offset = problem.bias ? load(problem.bias + first + c) : Lanes{};
     for (int64_t i = 0; i < rows; ++i) {
       Lanes row[kTile];
       transform_output(half[i], row);
@@ -135,68 +137,69 @@ inline void write_tile(
   }
 }
 
-// m [rows][width] = v [rows][channels] u [channels][width] for a few tiles and the vectors that registers hold. Sums of
-// kDepth channels are added up: the error of one sum over all grows with the root of their number.
+// out [rows][vectors] = a b for as many as registers hold, or added to what `out` holds. Sums of kDepth numbers are added
+// up: the error of one sum over all grows with the root of their number.
 template <int rows, int vectors>
-void product(const float* v, int64_t v_stride, const float* u, int64_t width, int64_t channels, float* m) {
-  for (int64_t first = 0; first < channels; first += kDepth) {
+void product(const Product& p, const float* a, const float* b, float* out) {
+  for (int64_t first = 0; first < p.depth; first += kDepth) {
     Lanes sum[rows][vectors] = {};
-    const int64_t last = std::min(channels, first + kDepth);
-    for (int64_t c = first; c < last; ++c) {
-      Lanes weights[vectors];
+    const int64_t last = std::min(p.depth, first + kDepth);
+    for (int64_t n = first; n < last; ++n) {
+      Lanes right[vectors];
       for (int j = 0; j < vectors; ++j) {
-        weights[j] = load(u + c * width + j * CTM_FAST_LANES);
+        right[j] = load(b + n * p.b_step + j * CTM_FAST_LANES);
       }
       for (int i = 0; i < rows; ++i) {
         for (int j = 0; j < vectors; ++j) {
-          sum[i][j] += v[i * v_stride + c] * weights[j];
+          sum[i][j] += a[i * p.a_row + n * p.a_step] * right[j];
         }
       }
     }
     for (int i = 0; i < rows; ++i) {
       for (int j = 0; j < vectors; ++j) {
-        float* to = m + i * width + j * CTM_FAST_LANES;
-        store(to, first > 0 ? load(to) + sum[i][j] : sum[i][j]);
+        float* to = out + i * p.out_row + j * CTM_FAST_LANES;
+        store(to, p.add || first > 0 ? load(to) + sum[i][j] : sum[i][j]);
       }
     }
   }
 }
 
 template <int vectors>
-void product_of_rows(
-    const float* v, int64_t v_stride, const float* u, int64_t width, int64_t channels, float* m, int64_t rows) {
-  for (; rows >= kRows; rows -= kRows, v += kRows * v_stride, m += kRows * width) {
-    product<kRows, vectors>(v, v_stride, u, width, channels, m);
+void product_of_columns(const Product& p, int64_t column) {
+  const float *a = p.a, *b = p.b + column;
+  float* out = p.out + column;
+  int64_t rows = p.rows;
+  for (; rows >= kRows; rows -= kRows, a += kRows * p.a_row, out += kRows * p.out_row) {
+    product<kRows, vectors>(p, a, b, out);
   }
   switch (rows) {
     case 5:
-      return product<5, vectors>(v, v_stride, u, width, channels, m);
+      return product<5, vectors>(p, a, b, out);
     case 4:
-      return product<4, vectors>(v, v_stride, u, width, channels, m);
+      return product<4, vectors>(p, a, b, out);
     case 3:
-      return product<3, vectors>(v, v_stride, u, width, channels, m);
+      return product<3, vectors>(p, a, b, out);
     case 2:
-      return product<2, vectors>(v, v_stride, u, width, channels, m);
+      return product<2, vectors>(p, a, b, out);
     case 1:
-      return product<1, vectors>(v, v_stride, u, width, channels, m);
+      return product<1, vectors>(p, a, b, out);
   }
 }
 
-// m [tiles][width] at one point: kVectors vectors of outputs at a time, and what is left of a narrow panel.
-inline void product_of_point(
-    const float* v, int64_t v_stride, const float* u, int64_t width, int64_t channels, float* m, int64_t tiles) {
+// CTM_FAST_VECTORS vectors of columns at a time, and what is left of them.
+void multiply(const Product& p) {
   constexpr int vectors = CTM_FAST_VECTORS;
-  int64_t first = 0;
-  for (; first + vectors * CTM_FAST_LANES <= width; first += vectors * CTM_FAST_LANES) {
-    product_of_rows<vectors>(v, v_stride, u + first, width, channels, m + first, tiles);
+  int64_t column = 0;
+  for (; column + vectors * CTM_FAST_LANES <= p.columns; column += vectors * CTM_FAST_LANES) {
+    product_of_columns<vectors>(p, column);
   }
-  switch ((width - first) / CTM_FAST_LANES) {
+  switch ((p.columns - column) / CTM_FAST_LANES) {
     case 3:
-      return product_of_rows<3>(v, v_stride, u + first, width, channels, m + first, tiles);
+      return product_of_columns<3>(p, column);
     case 2:
-      return product_of_rows<2>(v, v_stride, u + first, width, channels, m + first, tiles);
+      return product_of_columns<2>(p, column);
     case 1:
-      return product_of_rows<1>(v, v_stride, u + first, width, channels, m + first, tiles);
+      return product_of_columns<1>(p, column);
   }
 }
 
@@ -206,81 +209,18 @@ void convolve(const Problem& problem, int64_t begin, int64_t end, int64_t first,
   float* v = scratch;
   float* m = scratch + kPoints * kPoints * tiles * v_stride;
   for (int64_t i = 0; i < tiles; ++i) {
-    const Place tile = problem.place(begin + i);
-    read_tile(problem, problem.x + tile.image * problem.x_size(), tile, v + i * v_stride, tiles * v_stride);
+    read_tile(problem, problem.place(begin + i), v + i * v_stride, tiles * v_stride);
   }
   for (; first < last; first += kPanel) {
     const int64_t width = std::min(kPanel, last - first);
     const float* u = problem.weight + first * kPoints * kPoints * channels;
     for (int64_t point = 0; point < kPoints * kPoints; ++point) {
-      product_of_point(
-          v + point * tiles * v_stride, v_stride, u + point * channels * width, width, channels,
-          m + point * tiles * width, tiles);
+      multiply(
+          {v + point * tiles * v_stride, v_stride, 1, u + point * channels * width, width, m + point * tiles * width,
+           width, tiles, width, channels, false});
     }
     for (int64_t i = 0; i < tiles; ++i) {
-      const Place tile = problem.place(begin + i);
-      write_tile(
-          problem, m + i * width, tiles * width, problem.bias, tile, first, width,
-          problem.y + tile.image * problem.y_size());
+      write_tile(problem, m + i * width, tiles * width, problem.place(begin + i), first, width);
     }
-  }
-}
-
-// u [rows][outputs] = v^T z over tiles, or added to what u holds, for a few inputs and the vectors that registers hold.
-template <int rows, int vectors>
-void outer_product(
-    const float* v, int64_t v_stride, const float* z, int64_t z_stride, int64_t tiles, float* u, int64_t outputs,
-    bool add) {
-  Lanes sum[rows][vectors] = {};
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    Lanes gradients[vectors];
-    for (int j = 0; j < vectors; ++j) {
-      gradients[j] = load(z + tile * z_stride + j * CTM_FAST_LANES);
-    }
-    for (int i = 0; i < rows; ++i) {
-      for (int j = 0; j < vectors; ++j) {
-        sum[i][j] += v[tile * v_stride + i] * gradients[j];
-      }
-    }
-  }
-  for (int i = 0; i < rows; ++i) {
-    for (int j = 0; j < vectors; ++j) {
-      float* to = u + i * outputs + j * CTM_FAST_LANES;
-      store(to, add ? load(to) + sum[i][j] : sum[i][j]);
-    }
-  }
-}
-
-template <int vectors>
-void outer_product_of_inputs(
-    const float* v, int64_t v_stride, const float* z, int64_t z_stride, int64_t tiles, int64_t inputs, float* u,
-    int64_t outputs, bool add) {
-  for (; inputs >= kRows; inputs -= kRows, v += kRows, u += kRows * outputs) {
-    outer_product<kRows, vectors>(v, v_stride, z, z_stride, tiles, u, outputs, add);
-  }
-  if (inputs == 4) {  // of a multiple of 16, six by six, 0, 2 or 4 are left
-    outer_product<4, vectors>(v, v_stride, z, z_stride, tiles, u, outputs, add);
-  } else if (inputs == 2) {
-    outer_product<2, vectors>(v, v_stride, z, z_stride, tiles, u, outputs, add);
-  }
-}
-
-// u [channels][outputs] at one point, from v [tiles][channels] and z [tiles][outputs].
-void gradient_of_point(
-    const Problem& problem, const float* v, int64_t v_stride, const float* z, int64_t z_stride, int64_t tiles, float* u,
-    bool add) {
-  constexpr int vectors = CTM_FAST_VECTORS;
-  const int64_t inputs = problem.in_channels, outputs = problem.out_channels;
-  int64_t k = 0;
-  for (; k + vectors * CTM_FAST_LANES <= outputs; k += vectors * CTM_FAST_LANES) {
-    outer_product_of_inputs<vectors>(v, v_stride, z + k, z_stride, tiles, inputs, u + k, outputs, add);
-  }
-  switch ((outputs - k) / CTM_FAST_LANES) {
-    case 3:
-      return outer_product_of_inputs<3>(v, v_stride, z + k, z_stride, tiles, inputs, u + k, outputs, add);
-    case 2:
-      return outer_product_of_inputs<2>(v, v_stride, z + k, z_stride, tiles, inputs, u + k, outputs, add);
-    case 1:
-      return outer_product_of_inputs<1>(v, v_stride, z + k, z_stride, tiles, inputs, u + k, outputs, add);
   }
 }

@@ -33,10 +33,8 @@ def write_page(
     plot = finding.plot
     picture = line_plot(plot.curves, title=plot.title, xlabel=plot.xlabel, ylabel=plot.ylabel, log_y=plot.log_y)
     save_png(picture, folder / f"{stem}.png")
-    content = json.dumps(record, indent=1) + "\n"
-    write_text(folder / f"{stem}.json", content)
-    page = _page(stem, command, experiment, finding, lab, made)
-    write_text(folder / f"{stem}.md", page)
+    write_text(folder / f"{stem}.json", json.dumps(record, indent=1) + "\n")
+    write_text(folder / f"{stem}.md", _page(stem, command, experiment, finding, lab, made))
     return folder / f"{stem}.md"
 
 

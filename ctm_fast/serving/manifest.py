@@ -34,8 +34,7 @@ def claim(path: Path, manifest: Manifest) -> None:
 
 def write(path: Path, manifest: Manifest) -> None:
     """Replace ``path``, whole or not at all."""
-    text = json.dumps(manifest, indent=2) + "\n"
-    write_text(path, text)
+    write_text(path, json.dumps(manifest, indent=2) + "\n")
 
 
 def check_same(path: Path, manifest: Manifest) -> None:
