@@ -45,7 +45,7 @@ def check_same(path: Path, manifest: Manifest) -> None:
             raise ValueError(f"expected an object, got {there!r:.80}")
     except ValueError as error:
         raise ConfigError(f"--out: expected what a run of images wrote in {path}, got {error}") from error
-    for key in manifest.keys() | there.keys():
+    for key in [*manifest, *there]:
         if there.get(key) != manifest.get(key):
             raise ConfigError(
                 f"--out: expected the place of a run like this one, got another's, which is not mixed with it: "
