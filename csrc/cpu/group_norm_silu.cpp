@@ -40,7 +40,7 @@ struct Layout {
         channels(x.size(1)),
         pixels(x.size(2) * x.size(3)),
         groups(groups),
-        channels_last(!x.is_contiguous()),
+        channels_last(pixels == 1 || !x.is_contiguous()),
         block_groups(groups) {
     const int64_t size = channels / groups;
     if (channels_last) {
