@@ -24,6 +24,7 @@ WAYS = [
     ((1, 16, 48, 32), 2),  # more shared memory than a kernel has unasked
     ((1, 48, 32, 32), 1),  # in no dtype does a group fit: by parts
     ((1, 48, 64, 32), 4),  # by parts, but for contiguous images of 16 bits
+    ((3, 192, 1, 1), 8),  # one pixel, which is both memory formats; on a CPU in several blocks
     ((2, 384, 4, 1), 2),  # channels_last: two rows of threads, or five
 ]
 """Shape and groups: both of CUDA's ways in each dtype and memory format, and the edges of its tiles."""
