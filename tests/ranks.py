@@ -30,3 +30,6 @@ def _rank(rank: int, function: Callable[[Ranks, Path], Any], size: int, port: in
         torch.save(function(ranks, directory), directory / f"{size}-{rank}.pt")
     finally:
         finish()
+    # As the commands end under torchrun (``runtime.run``): with sharded networks, caches of DTensor keep the process
+    # group alive, and a thread of it that lets go of a tensor while the interpreter shuts down aborts the process.
+    os._exit(0)
