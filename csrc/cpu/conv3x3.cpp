@@ -30,9 +30,12 @@ constexpr int64_t kDepth = 256;
 constexpr int64_t kPanel = 64;
 // What channels are a multiple of.
 constexpr int64_t kChannels = 16;
-// Bytes of transformed inputs that a thread works on, about a second-level cache: more read the weights from further away
-// less often. Flat between a fifth and four times as much, but for 512 channels and more.
+// Bytes of transformed inputs that a thread works on, about a second-level cache, but no fewer than kTiles tiles: the fewer
+// they are, the more often all weights stream past.
 constexpr int64_t kBytes = 1048576;
+constexpr int64_t kTiles = 24;
+// Numbers in a line of the cache.
+constexpr int kLine = 16;
 // Tiles whose products a gradient in the weights adds up before it goes to memory.
 constexpr int64_t kChunk = 128;
 
@@ -50,6 +53,7 @@ struct Problem {
   int64_t tiles() const { return batch * rows() * columns(); }
   int64_t x_size() const { return height * width * in_channels; }
   int64_t y_size() const { return height * width * out_channels; }
+  int64_t weight_size() const { return kPoints * kPoints * in_channels * out_channels; }
 
   // Numbers from a tile to the next: not a power of two, whose multiples share a few lines of the cache.
   int64_t padded_channels() const { return in_channels + kChannels; }
@@ -70,6 +74,9 @@ struct Product {
   float* out;
   int64_t out_row, rows, columns, depth;
   bool add;
+  // Whether to ask, on the way, for the [depth][columns] that lie behind b and are the next product's: weights that no
+  // second-level cache holds, and that would be waited for.
+  bool ahead;
 };
 
 #ifdef __x86_64__
@@ -168,7 +175,8 @@ void convolve(const Problem& problem, int64_t lanes) {
   const auto run = kernel(lanes).convolve;
   const int64_t tiles = problem.tiles(), threads = torch::stable::get_num_threads();
   const int64_t tile_size = kPoints * kPoints * problem.padded_channels();
-  const int64_t most = std::max<int64_t>(1, kBytes / static_cast<int64_t>(sizeof(float)) / tile_size / kRows) * kRows;
+  const int64_t fitting = kBytes / static_cast<int64_t>(sizeof(float)) / tile_size;
+  const int64_t most = std::max(kTiles, fitting / kRows * kRows);
   const int64_t rounds = divide(tiles, most * threads);
   const int64_t share = divide(divide(tiles, rounds * threads), kRows) * kRows;
   const int64_t blocks = divide(tiles, share);
@@ -359,7 +367,7 @@ Tensor conv3x3_weight_grad(const Tensor& grad, const Tensor& x, int64_t lanes) {
       for (int64_t point = begin; point < end; ++point) {
         run.multiply(
             {v.get() + point * chunk * v_stride, 1, v_stride, z.get() + point * chunk * z_stride, z_stride,
-             u + point * inputs * outputs, outputs, inputs, outputs, count, first > 0});
+             u + point * inputs * outputs, outputs, inputs, outputs, count, first > 0, false});
       }
     });
   }

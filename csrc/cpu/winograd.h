@@ -138,13 +138,18 @@ inline void write_tile(
 }
 
 // out [rows][vectors] = a b for as many as registers hold, or added to what `out` holds. Sums of kDepth numbers are added
-// up: the error of one sum over all grows with the root of their number.
-template <int rows, int vectors>
+// up: the error of one sum over all grows with the root of their number. `ahead`: see Product.
+template <int rows, int vectors, bool ahead>
 void product(const Product& p, const float* a, const float* b, float* out) {
   for (int64_t first = 0; first < p.depth; first += kDepth) {
     Lanes sum[rows][vectors] = {};
     const int64_t last = std::min(p.depth, first + kDepth);
     for (int64_t n = first; n < last; ++n) {
+      if constexpr (ahead) {
+        for (int j = 0; j < vectors * CTM_FAST_LANES; j += kLine) {
+          __builtin_prefetch(b + (p.depth + n) * p.b_step + j, 0, 2);
+        }
+      }
       Lanes right[vectors];
       for (int j = 0; j < vectors; ++j) {
         right[j] = load(b + n * p.b_step + j * CTM_FAST_LANES);
@@ -164,50 +169,54 @@ void product(const Product& p, const float* a, const float* b, float* out) {
   }
 }
 
-template <int vectors>
+template <int vectors, bool ahead>
 void product_of_columns(const Product& p, int64_t column) {
   const float *a = p.a, *b = p.b + column;
   float* out = p.out + column;
   int64_t rows = p.rows;
   for (; rows >= kRows; rows -= kRows, a += kRows * p.a_row, out += kRows * p.out_row) {
-    product<kRows, vectors>(p, a, b, out);
+    product<kRows, vectors, ahead>(p, a, b, out);
   }
   switch (rows) {
     case 5:
-      return product<5, vectors>(p, a, b, out);
+      return product<5, vectors, ahead>(p, a, b, out);
     case 4:
-      return product<4, vectors>(p, a, b, out);
+      return product<4, vectors, ahead>(p, a, b, out);
     case 3:
-      return product<3, vectors>(p, a, b, out);
+      return product<3, vectors, ahead>(p, a, b, out);
     case 2:
-      return product<2, vectors>(p, a, b, out);
+      return product<2, vectors, ahead>(p, a, b, out);
     case 1:
-      return product<1, vectors>(p, a, b, out);
+      return product<1, vectors, ahead>(p, a, b, out);
   }
 }
 
 // CTM_FAST_VECTORS vectors of columns at a time, and what is left of them.
-void multiply(const Product& p) {
+template <bool ahead>
+void product_by_columns(const Product& p) {
   constexpr int vectors = CTM_FAST_VECTORS;
   int64_t column = 0;
   for (; column + vectors * CTM_FAST_LANES <= p.columns; column += vectors * CTM_FAST_LANES) {
-    product_of_columns<vectors>(p, column);
+    product_of_columns<vectors, ahead>(p, column);
   }
   switch ((p.columns - column) / CTM_FAST_LANES) {
     case 3:
-      return product_of_columns<3>(p, column);
+      return product_of_columns<3, ahead>(p, column);
     case 2:
-      return product_of_columns<2>(p, column);
+      return product_of_columns<2, ahead>(p, column);
     case 1:
-      return product_of_columns<1>(p, column);
+      return product_of_columns<1, ahead>(p, column);
   }
 }
+
+void multiply(const Product& p) { p.ahead ? product_by_columns<true>(p) : product_by_columns<false>(p); }
 
 // Output channels [first, last), panel by panel, of the tiles [begin, end) of the batch.
 void convolve(const Problem& problem, int64_t begin, int64_t end, int64_t first, int64_t last, float* scratch) {
   const int64_t tiles = end - begin, channels = problem.in_channels, v_stride = problem.padded_channels();
   float* v = scratch;
   float* m = scratch + kPoints * kPoints * tiles * v_stride;
+  const bool ahead = problem.weight_size() * static_cast<int64_t>(sizeof(float)) > kBytes;
   for (int64_t i = 0; i < tiles; ++i) {
     read_tile(problem, problem.place(begin + i), v + i * v_stride, tiles * v_stride);
   }
@@ -217,7 +226,7 @@ void convolve(const Problem& problem, int64_t begin, int64_t end, int64_t first,
     for (int64_t point = 0; point < kPoints * kPoints; ++point) {
       multiply(
           {v + point * tiles * v_stride, v_stride, 1, u + point * channels * width, width, m + point * tiles * width,
-           width, tiles, width, channels, false});
+           width, tiles, width, channels, false, ahead});
     }
     for (int64_t i = 0; i < tiles; ++i) {
       write_tile(problem, m + i * width, tiles * width, problem.place(begin + i), first, width);
