@@ -15,7 +15,7 @@ def main() -> None:
     check_output("DST", destination, ".zip", sources=[Path(source)])
     if Path(source).is_dir() and Path(source).resolve() in destination.resolve().parents:
         raise ConfigError(f"DST: expected a place outside of SRC, got {destination}")
-    runtime.prepare("cpu", arguments.threads)
+    runtime.prepare(arguments.threads)
     written = repack(
         source,
         destination,

@@ -51,7 +51,7 @@ def main() -> None:
     metrics = METRICS if arguments.metrics is None else tuple(arguments.metrics.split(","))
     check_metrics(metrics)
     _check_arguments(arguments)
-    runtime.prepare(arguments.device, arguments.threads)
+    runtime.prepare(arguments.threads)
     ranks, device = start_ranks(arguments.device)
     try:
         _evaluate(arguments, metrics, ranks, device)

@@ -40,7 +40,7 @@ def main() -> None:
     settings = _settings(arguments)
     if arguments.out is not None:
         check_output("--out", arguments.out, ".npz")
-    runtime.prepare(arguments.device, arguments.threads)
+    runtime.prepare(arguments.threads)
     models, digests = {}, {}
     for name in ("network", "teacher") if arguments.teacher is not None else ("network",):
         models[name], digests[name] = load_network(f"--{name}", getattr(arguments, name), arguments.device)

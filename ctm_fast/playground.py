@@ -155,7 +155,7 @@ def main() -> None:
     check_output("--out", out, ".png")
     if not 0 <= arguments.seed < 2**63:
         raise ConfigError(f"--seed: expected 0 to 2^63 - 1, got {arguments.seed}")
-    runtime.prepare("cpu", arguments.threads)
+    runtime.prepare(arguments.threads)
     drawn = picture(
         worlds()[arguments.world],
         gammas=arguments.gamma,

@@ -16,7 +16,7 @@ def main() -> None:
     if not files:
         raise ConfigError(f"RUNDIR: expected the directory of a run with ema-power_*.safetensors, got {run}")
     check_output("--out", out, ".safetensors", sources=files, of="the run's averages")
-    runtime.prepare("cpu", arguments.threads)
+    runtime.prepare(arguments.threads)
     try:
         gamma_of(arguments.ema)
     except ConfigError as error:

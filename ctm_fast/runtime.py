@@ -37,8 +37,8 @@ def default_threads() -> int:
     return max(1, torch.get_num_threads() // 2)
 
 
-def prepare(device: str | None, threads: int | None) -> torch.device:
-    """Set the number of CPU threads (None: leave it) and the precision of products; the device, by default a GPU.
+def prepare(threads: int | None) -> None:
+    """Set the number of CPU threads (None: leave it) and the precision of products. Opens no device.
 
     Raises ConfigError naming the option.
     """
@@ -48,11 +48,14 @@ def prepare(device: str | None, threads: int | None) -> torch.device:
         torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(MATMUL_PRECISION)
     torch.backends.cudnn.allow_tf32 = True
-    return find_device(device)
 
 
 def find_device(device: str | None) -> torch.device:
-    """The device of that name, by default a GPU if there is one. Raises ConfigError unless it is there."""
+    """The device of that name, by default a GPU if there is one. Raises ConfigError unless it is there.
+
+    Of a job of several ranks, :func:`ctm_fast.distributed.start_ranks` asks: a GPU that is looked at holds memory for
+    this process from then on.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -28,7 +28,7 @@ def main() -> None:
     if arguments.stage is not None:
         config = replace(config, stages=tuple(arguments.stage.split(",")))
     config = override(config, arguments.set)
-    runtime.prepare(arguments.device, arguments.threads)
+    runtime.prepare(arguments.threads)
     if arguments.dry_run:
         print(json.dumps(to_dict(config), indent=2))
         return

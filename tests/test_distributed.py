@@ -1,5 +1,6 @@
 """Ranks: their shares, the mean of their gradients, and that they notice when they are not one job."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ctm_fast import distributed
+from ctm_fast import distributed, evaluate, runtime, train
 from ctm_fast.distributed import Ranks, agree, all_mean, all_sum, average_gradients, of_first, start_ranks, wait_for_all
 from ctm_fast.errors import ConfigError
 from tests.ranks import in_ranks
@@ -146,3 +147,44 @@ def test_ranks_that_cannot_start(
     with pytest.raises(ConfigError, match=message):
         start_ranks(device)
     assert not dist.is_initialized()
+
+
+class _StartedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"), [(train, []), (evaluate, ["--samples", "digits", "--reference", "digits"])]
+)
+def test_a_command_opens_no_device_before_its_rank_has_one(
+    command: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or every rank would hold memory of the first GPU."""
+    opened: list[str | None] = []
+
+    def start(device: str | None) -> None:
+        assert opened == []
+        raise _StartedError
+
+    monkeypatch.setattr(sys, "argv", ["command", *arguments, "--threads", str(torch.get_num_threads())])
+    monkeypatch.setattr(runtime, "find_device", opened.append)
+    monkeypatch.setattr(command, "start_ranks", start)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        with pytest.raises(_StartedError):
+            command.main()
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def test_a_rank_takes_its_gpu_before_it_looks_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(distributed, "find_device", lambda device: calls.append(device) or torch.device("cuda"))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: calls.append(backend))
+    assert start_ranks(None) == (Ranks(3, 4, 1), torch.device("cuda:1"))
+    assert calls == [1, None, "cpu:gloo,cuda:nccl"]

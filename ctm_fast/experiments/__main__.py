@@ -47,7 +47,8 @@ def main() -> None:
     if arguments.count < LEAST:
         raise ConfigError(f"--count: expected at least {LEAST}, got {arguments.count}")
     base = override(scaled(base, scale), arguments.set)
-    device = runtime.prepare(arguments.device, arguments.threads)
+    runtime.prepare(arguments.threads)
+    device = runtime.find_device(arguments.device)
     base = replace(base, precision=resolve(base.precision, device))  # a run is found again by what it computes in
     if arguments.dry_run:
         print(markdown.table(estimate(experiment, base, seeds, arguments.outdir, device)))

@@ -77,7 +77,7 @@ def export(
         raise ConfigError(f"start: expected one of {', '.join(get_args(Start))}, got {start!r}")
     if not 1 <= batch[0] <= batch[1] <= MOST_IMAGES:
         raise ConfigError(f"batch: expected LO-HI with 1 <= LO <= HI <= {MOST_IMAGES}, got {batch[0]}-{batch[1]}")
-    chosen = runtime.prepare(None if device is None else str(device), None)
+    chosen = runtime.find_device(None if device is None else str(device))
     if format == "onnx":
         need_onnx("format")
         if start == "seeds":

@@ -43,7 +43,8 @@ def load(
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ConfigError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
-    chosen = runtime.prepare(None if device is None else str(device), threads)
+    chosen = runtime.find_device(None if device is None else str(device))
+    runtime.prepare(threads)
     path = weights_file(path_or_hub_id)
     model, metadata = load_model(path, device=chosen, dtype=dtype)
     try:
