@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "../common/check.h"
+#include "widest.h"
 
 namespace ctm_fast::cpu {
 namespace {
@@ -224,6 +225,27 @@ void check_channels_last(const char* name, const Tensor& images) {
       to_string(images.strides()));
 }
 
+// G g G^T for `width` filters side by side; `stride` numbers between points.
+CTM_FAST_WIDEST void transform_filters(
+    const Filter& g, const double (&taps)[3][3][kPanel], int64_t width, float* to, int64_t stride) {
+  double half[kPoints][3][kPanel];
+  for (int i = 0; i < kPoints; ++i) {
+    for (int j = 0; j < 3; ++j) {
+      for (int64_t k = 0; k < width; ++k) {
+        half[i][j][k] = g.of[i][0] * taps[0][j][k] + g.of[i][1] * taps[1][j][k] + g.of[i][2] * taps[2][j][k];
+      }
+    }
+  }
+  for (int i = 0; i < kPoints; ++i) {
+    for (int j = 0; j < kPoints; ++j) {
+      float* row = to + (i * kPoints + j) * stride;
+      for (int64_t k = 0; k < width; ++k) {
+        row[k] = static_cast<float>(g.of[j][0] * half[i][0][k] + g.of[j][1] * half[i][1][k] + g.of[j][2] * half[i][2][k]);
+      }
+    }
+  }
+}
+
 // [K, C, 3, 3] -> [36, C, K] in the kernel's own order: by panels of outputs, then points, inputs, outputs.
 Tensor conv3x3_pack(const Tensor& weight) {
   check_dtype(kOp, "weight", weight, ScalarType::Float);
@@ -242,7 +264,7 @@ Tensor conv3x3_pack(const Tensor& weight) {
   torch::stable::parallel_for(0, divide(outputs, kPanel) * inputs, 16, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task / inputs * kPanel, c = task % inputs, width = std::min(kPanel, outputs - first);
-      double taps[3][3][kPanel], half[kPoints][3][kPanel];
+      double taps[3][3][kPanel];
       for (int64_t k = 0; k < width; ++k) {
         const float* filter = from + (first + k) * stride[0] + c * stride[1];
         for (int i = 0; i < 3; ++i) {
@@ -251,22 +273,7 @@ Tensor conv3x3_pack(const Tensor& weight) {
           }
         }
       }
-      for (int i = 0; i < kPoints; ++i) {
-        for (int j = 0; j < 3; ++j) {
-          for (int64_t k = 0; k < width; ++k) {
-            half[i][j][k] = g.of[i][0] * taps[0][j][k] + g.of[i][1] * taps[1][j][k] + g.of[i][2] * taps[2][j][k];
-          }
-        }
-      }
-      float* panel = to + first * kPoints * kPoints * inputs + c * width;
-      for (int i = 0; i < kPoints; ++i) {
-        for (int j = 0; j < kPoints; ++j) {
-          float* row = panel + (i * kPoints + j) * inputs * width;
-          for (int64_t k = 0; k < width; ++k) {
-            row[k] = static_cast<float>(g.of[j][0] * half[i][0][k] + g.of[j][1] * half[i][1][k] + g.of[j][2] * half[i][2][k]);
-          }
-        }
-      }
+      transform_filters(g, taps, width, to + first * kPoints * kPoints * inputs + c * width, inputs * width);
     }
   });
   return packed;
@@ -299,33 +306,45 @@ Tensor conv3x3_packed(const Tensor& x, const Tensor& packed, const std::optional
   return y;
 }
 
-// G^T u G: the gradient of each filter, [K, 3, 3, C], from those at the points, u [36][C][K].
+// G^T u G for `width` filters side by side; `stride` numbers between points.
+CTM_FAST_WIDEST void transform_points(
+    const Filter& g, const float* u, int64_t stride, int64_t width, double (&taps)[3][3][kPanel]) {
+  double half[3][kPoints][kPanel] = {};
+  for (int i = 0; i < kPoints; ++i) {
+    for (int j = 0; j < kPoints; ++j) {
+      const float* row = u + (i * kPoints + j) * stride;
+      for (int tap = 0; tap < 3; ++tap) {
+        for (int64_t k = 0; k < width; ++k) {
+          half[tap][j][k] += g.of[i][tap] * row[k];
+        }
+      }
+    }
+  }
+  for (int i = 0; i < 3; ++i) {
+    for (int j = 0; j < 3; ++j) {
+      double sum[kPanel] = {};
+      for (int point = 0; point < kPoints; ++point) {
+        for (int64_t k = 0; k < width; ++k) {
+          sum[k] += g.of[point][j] * half[i][point][k];
+        }
+      }
+      std::copy(sum, sum + width, taps[i][j]);
+    }
+  }
+}
+
+// The gradient of each filter, [K, 3, 3, C], from those at the points, u [36][C][K].
 void transform_back(const float* u, int64_t inputs, int64_t outputs, float* to) {
   const Filter g;
   torch::stable::parallel_for(0, divide(outputs, kPanel) * inputs, 16, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task / inputs * kPanel, c = task % inputs, panel = std::min(kPanel, outputs - first);
-      double half[3][kPoints][kPanel] = {};
-      for (int i = 0; i < kPoints; ++i) {
-        for (int j = 0; j < kPoints; ++j) {
-          const float* row = u + ((i * kPoints + j) * inputs + c) * outputs + first;
-          for (int tap = 0; tap < 3; ++tap) {
-            for (int64_t k = 0; k < panel; ++k) {
-              half[tap][j][k] += g.of[i][tap] * row[k];
-            }
-          }
-        }
-      }
-      for (int i = 0; i < 3; ++i) {
-        for (int j = 0; j < 3; ++j) {
-          double sum[kPanel] = {};
-          for (int point = 0; point < kPoints; ++point) {
-            for (int64_t k = 0; k < panel; ++k) {
-              sum[k] += g.of[point][j] * half[i][point][k];
-            }
-          }
-          for (int64_t k = 0; k < panel; ++k) {
-            to[(((first + k) * 3 + i) * 3 + j) * inputs + c] = static_cast<float>(sum[k]);
+      double taps[3][3][kPanel];
+      transform_points(g, u + c * outputs + first, inputs * outputs, panel, taps);
+      for (int64_t k = 0; k < panel; ++k) {
+        for (int i = 0; i < 3; ++i) {
+          for (int j = 0; j < 3; ++j) {
+            to[(((first + k) * 3 + i) * 3 + j) * inputs + c] = static_cast<float>(taps[i][j][k]);
           }
         }
       }

@@ -187,16 +187,18 @@ class TestPacked:
         assert_close(conv3x3_packed(inputs["x"], packed, inputs["bias"]), exact, LOSS)
 
     @pytest.mark.parametrize("outputs", [16, 32, 48, 64, 80, 112, 144])
+    @pytest.mark.parametrize("inputs", [32, 512], ids=["few weights", "many"])
     @pytest.mark.parametrize("lanes", [4, 8, 16])
     def test_every_width_of_vectors(
-        self, native: Serving, lanes: int, outputs: int, generator: torch.Generator
+        self, native: Serving, lanes: int, inputs: int, outputs: int, generator: torch.Generator
     ) -> None:
-        """Each with its own number of products in registers, and every rest of a panel and of tiles."""
+        """Each with its own number of products in registers, and every rest of a panel and of tiles; many weights are
+        asked for ahead."""
         skip_without(lanes)
         for batch in range(1, 8):
-            inputs, exact = self.problem((batch, 32, outputs, 3, 4), generator)
-            packed = conv3x3_pack(inputs["weight"])
-            assert_close(conv3x3_packed(inputs["x"], packed, inputs["bias"], lanes=lanes), exact, LOSS)
+            values, exact = self.problem((batch, inputs, outputs, 3, 4), generator)
+            packed = conv3x3_pack(values["weight"])
+            assert_close(conv3x3_packed(values["x"], packed, values["bias"], lanes=lanes), exact, LOSS)
 
     def test_error(self, native: Serving, generator: torch.Generator) -> None:
         """In the root mean square at most twice a direct convolution's at 256 channels; the usual points lose 3.5."""
