@@ -2,24 +2,30 @@
 
 M = 17, k = E[k] = 12, a DDPM++ of 6.5 M parameters at 32x32, eagerly, float32. Three ways: ``fast``; ``naive``, with
 the same modules and kernels; ``naive, plain NCHW``, in PyTorch's own modules. Forward-equivalents are counted by calls
-of the networks: a sample once through one is 1, its gradient to the input 1, to weights as well 2.
+of the networks: a sample once through one is 1, its gradient to the input 1, to weights as well 2. Operations are all
+products and convolutions, also of what measures distances and of the discriminator; LPIPS' weights are random.
 """
 
 import copy
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks.harness import DEVICE, Comparison, Way, compare
 from benchmarks.plain_unet import plain
 from ctm_fast.diffusion.draws import draw_dsm_sigmas, draw_jumps
 from ctm_fast.diffusion.schedule import Levels
 from ctm_fast.losses import AdversarialLoss, distance
+from ctm_fast.losses.distance import Distance
 from ctm_fast.models import CTM, EDMDenoiser, NetworkConfig, build_network
 from ctm_fast.models.discriminator import ProjectedDiscriminator
 from ctm_fast.models.features import EfficientNetLite0, feature_shapes
@@ -27,6 +33,7 @@ from ctm_fast.models.prepacked import pack_winograd
 from ctm_fast.training.config import CTMConfig
 from ctm_fast.training.ctm_step import Adversary, CTMStep, Piece
 from ctm_fast.training.regions import Regions
+from tests.losses.perceptual_files import write_random_files
 from tests.training.evaluations import Evaluations
 from tests.training.naive import NaiveStep
 
@@ -70,8 +77,8 @@ _STAYS = sum(1 / n for n in range(1, SETTINGS.points - K + 1)) / (SETTINGS.point
 """P(s = u) = P(s = sigma_min) at k = ``K``: t is uniform, and s among the n levels from u on."""
 
 
-def steps(name: str, *, adversarial: bool = False) -> dict[Way, NaiveStep | CTMStep]:
-    """The three ways, each with networks of its own and the same weights."""
+def steps(name: str, *, adversarial: bool = False, pack: bool = True) -> dict[Way, NaiveStep | CTMStep]:
+    """The three ways, each with networks of its own and the same weights; the fast one's teacher packed if ``pack``."""
     torch.manual_seed(0)
     net = build_network(NETWORK, s_branch=True).to(DEVICE)
     teacher_net = build_network(NETWORK, s_branch=False).to(DEVICE)
@@ -86,16 +93,25 @@ def steps(name: str, *, adversarial: bool = False) -> dict[Way, NaiveStep | CTMS
         teacher.eval().requires_grad_(False)
         arguments: dict[str, Any] = {
             "settings": replace(SETTINGS, distance=name),
-            "distance": distance(name, c=0.03, device=DEVICE),
+            "distance": _distance(name),
             "sigma_min": 0.002,
             "adversary": _adversary() if adversarial else None,
         }
         if way == FAST:
-            teacher.net = pack_winograd(teacher.net, torch.float32)  # as a CTM stage has it
+            if pack:
+                teacher.net = pack_winograd(teacher.net, torch.float32)  # as a CTM stage has it
             made[way] = CTMStep(student, target, teacher, regions=Regions(compile=False, device=DEVICE), **arguments)
         else:
             made[way] = NaiveStep(student, target, teacher, **arguments)
     return made
+
+
+def _distance(name: str) -> Distance:
+    if name != "lpips":
+        return distance(name, c=0.03, device=DEVICE)
+    with tempfile.TemporaryDirectory() as folder:
+        vgg16, heads = write_random_files(Path(folder))
+        return distance(name, c=0.03, vgg16=vgg16, lpips_heads=heads, device=DEVICE)
 
 
 def _adversary() -> Adversary:
@@ -142,6 +158,31 @@ def counted(calls: dict[Way, Callable[[], Tensor]], made: dict[Way, NaiveStep | 
     return counts
 
 
+class Operations(TorchDispatchMode):
+    """Counts those of PyTorch's products and convolutions. FlopCounterMode follows modules, which a tail pulled apart
+    from its network breaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func.overloadpacket):
+            self.count += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def operations(call: Callable[[NaiveStep | CTMStep], Tensor], made: dict[Way, NaiveStep | CTMStep]) -> float:
+    """Those of the fast way over those of the naive one, both in plain PyTorch, which the counter knows."""
+    counts = {}
+    for way in (FAST, NAIVE):
+        with PLAIN.serving(), Operations() as operations_of:
+            call(made[way])
+        counts[way] = operations_of.count
+    return counts[FAST] / counts[NAIVE]
+
+
 def record(benchmark: BenchmarkFixture, result: Comparison, counts: dict[Way, float], **figures: float) -> None:
     result.figures |= {f"forward-equivalents, {way.name}": count for way, count in counts.items()} | figures
     benchmark.extra_info["figures"] = result.figures
@@ -149,11 +190,16 @@ def record(benchmark: BenchmarkFixture, result: Comparison, counts: dict[Way, fl
 
 @pytest.mark.parametrize(
     ("name", "adversarial"),
-    [("pseudo-huber", False), ("efflite0", False), ("efflite0", True)],
-    ids=["pseudo-huber", "efflite0", "efflite0, adversarial"],
+    [("pseudo-huber", False), ("efflite0", False), ("efflite0", True), ("lpips", False), ("lpips", True)],
+    ids=["pseudo-huber", "efflite0", "efflite0, adversarial", "lpips", "lpips, adversarial"],
 )
 def test_generator_step(benchmark: BenchmarkFixture, name: str, adversarial: bool) -> None:
-    made, piece = steps(name, adversarial=adversarial), batch()
+    piece = batch()
+    of_naive = operations(
+        lambda step: generator_step(step, piece, adversarial=adversarial),
+        steps(name, adversarial=adversarial, pack=False),
+    )
+    made = steps(name, adversarial=adversarial)
     calls: dict[Way, Callable[[], Tensor]] = {
         way: lambda way=way: generator_step(made[way], piece, adversarial=adversarial)  # type: ignore[misc]
         for way in WAYS
@@ -164,17 +210,22 @@ def test_generator_step(benchmark: BenchmarkFixture, name: str, adversarial: boo
     solver = Way("its teacher", None)
     calls[solver] = lambda: fast.solve(piece.x_t, piece.way, None)
     result = compare(benchmark, calls, baseline=NAIVE, serves=("group_norm_silu",), rounds=5)
-    record(benchmark, result, counts, teacher=result.median(solver.name) / result.median(FAST.name))
+    share = result.median(solver.name) / result.median(FAST.name)
+    record(benchmark, result, counts, teacher=share, **{"operations, of naive's": of_naive})
     assert counts[FAST] < counts[NAIVE] == counts[PLAIN]
 
 
 def test_discriminator_step(benchmark: BenchmarkFixture) -> None:
-    made, piece = steps("pseudo-huber", adversarial=True), batch()
+    piece = batch()
+    of_naive = operations(
+        lambda step: discriminator_step(step, piece), steps("pseudo-huber", adversarial=True, pack=False)
+    )
+    made = steps("pseudo-huber", adversarial=True)
     calls: dict[Way, Callable[[], Tensor]] = {
         way: lambda way=way: discriminator_step(made[way], piece)  # type: ignore[misc]
         for way in WAYS
     }
     counts = counted(calls, made)
     result = compare(benchmark, calls, baseline=NAIVE, serves=("group_norm_silu",), rounds=5)
-    record(benchmark, result, counts)
+    record(benchmark, result, counts, **{"operations, of naive's": of_naive})
     assert counts[FAST] < counts[NAIVE] == counts[PLAIN]

@@ -12,10 +12,7 @@ from ctm_fast.errors import CheckpointError, ConfigError
 from ctm_fast.losses import PerceptualDistance, distance
 from ctm_fast.losses.perceptual import efflite0, lpips
 from ctm_fast.models.features import EfficientNetLite0
-
-CHANNELS = (64, 128, 256, 512, 512)
-PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+from tests.losses.perceptual_files import PLACES, write_random_files
 
 
 def photographs(size: int) -> list[Tensor]:
@@ -34,21 +31,7 @@ def photographs(size: int) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A random backbone under torchvision's names, random heads under those of lpips 0.1.4."""
-    generator = torch.Generator().manual_seed(0)
-    folder = tmp_path_factory.mktemp("lpips")
-    backbone = {}
-    for place, inputs, outputs in zip(PLACES, WIDTHS[:-1], WIDTHS[1:], strict=True):
-        scale = (2 / (9 * inputs)) ** 0.5
-        backbone[f"features.{place}.weight"] = torch.randn(outputs, inputs, 3, 3, generator=generator) * scale
-        backbone[f"features.{place}.bias"] = torch.randn(outputs, generator=generator) * 0.1
-    torch.save(backbone, folder / "vgg16.pth")
-    heads = {
-        f"lin{index}.model.1.weight": torch.rand(1, width, 1, 1, generator=generator)
-        for index, width in enumerate(CHANNELS)
-    }
-    torch.save(heads, folder / "heads.pth")
-    return folder / "vgg16.pth", folder / "heads.pth"
+    return write_random_files(tmp_path_factory.mktemp("lpips"))
 
 
 def equation(files: tuple[Path, Path], a: Tensor, b: Tensor, size: int | None) -> Tensor:
