@@ -30,6 +30,7 @@ def main() -> None:
     config = override(config, arguments.set)
     runtime.prepare(arguments.threads)
     if arguments.dry_run:
+        runtime.find_device(arguments.device)  # refused here, too
         print(json.dumps(to_dict(config), indent=2))
         return
     ranks, device = start_ranks(arguments.device)

@@ -164,6 +164,7 @@ BAD = [
     ("--threads -2", "--threads: ", "got -2"),
     (f"--threads {HUGE}", "--threads: ", HUGE),
     ("--device tpu", "--device: ", "'tpu'"),
+    ("--dry-run --device tpu", "--device: ", "'tpu'"),
     ("--device meta", "--device: ", "expected cpu or cuda, got 'meta'"),
     ("--device cuda:99", "--device: ", "'cuda:99'"),
     ("--stage student", "stages: ", "'student'"),
