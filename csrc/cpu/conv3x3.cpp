@@ -27,8 +27,11 @@ constexpr float kB = 1.5f, kB2 = kB * kB;
 constexpr int kRows = 6;
 // Channels in a sum that registers hold from end to end.
 constexpr int64_t kDepth = 256;
-// Output channels whose transformed weights lie together.
+// Output channels whose products are taken together.
 constexpr int64_t kPanel = 64;
+// Those of them whose transformed weights lie together: a line of the cache. Rows of a whole panel, of which a product of
+// 8 lanes reads a quarter, would share a quarter of the first-level cache's sets.
+constexpr int64_t kStrip = 16;
 // What channels are a multiple of.
 constexpr int64_t kChannels = 16;
 // Bytes of transformed inputs that a thread works on, about a second-level cache, but no fewer than kTiles tiles: the fewer
@@ -66,17 +69,17 @@ struct Problem {
 };
 
 // A matrix product out [rows][columns] = a [rows][depth] b [depth][columns], or added to what `out` holds:
-//   out[i * out_row + j] = sum_n a[i * a_row + n * a_step] b[n * b_step + j]
+//   out[i * out_row + j] = sum_n a[i * a_row + n * a_step] b[j / kStrip * b_strip + n * b_step + j % kStrip]
 struct Product {
   const float* a;
   int64_t a_row, a_step;
   const float* b;
-  int64_t b_step;
+  int64_t b_step, b_strip;
   float* out;
   int64_t out_row, rows, columns, depth;
   bool add;
-  // Whether to ask, on the way, for the [depth][columns] that lie behind b and are the next product's: weights that no
-  // second-level cache holds, and that would be waited for.
+  // Whether to ask, on the way, for the depth * columns numbers that lie behind b's and are the next product's: weights
+  // that no second-level cache holds, and that would be waited for.
   bool ahead;
 };
 
@@ -225,13 +228,12 @@ void check_channels_last(const char* name, const Tensor& images) {
       to_string(images.strides()));
 }
 
-// G g G^T for `width` filters side by side; `stride` numbers between points.
-CTM_FAST_WIDEST void transform_filters(
-    const Filter& g, const double (&taps)[3][3][kPanel], int64_t width, float* to, int64_t stride) {
-  double half[kPoints][3][kPanel];
+// G g G^T for the filters of a strip side by side; `stride` numbers between points.
+CTM_FAST_WIDEST void transform_filters(const Filter& g, const double (&taps)[3][3][kStrip], float* to, int64_t stride) {
+  double half[kPoints][3][kStrip];
   for (int i = 0; i < kPoints; ++i) {
     for (int j = 0; j < 3; ++j) {
-      for (int64_t k = 0; k < width; ++k) {
+      for (int64_t k = 0; k < kStrip; ++k) {
         half[i][j][k] = g.of[i][0] * taps[0][j][k] + g.of[i][1] * taps[1][j][k] + g.of[i][2] * taps[2][j][k];
       }
     }
@@ -239,14 +241,14 @@ CTM_FAST_WIDEST void transform_filters(
   for (int i = 0; i < kPoints; ++i) {
     for (int j = 0; j < kPoints; ++j) {
       float* row = to + (i * kPoints + j) * stride;
-      for (int64_t k = 0; k < width; ++k) {
+      for (int64_t k = 0; k < kStrip; ++k) {
         row[k] = static_cast<float>(g.of[j][0] * half[i][0][k] + g.of[j][1] * half[i][1][k] + g.of[j][2] * half[i][2][k]);
       }
     }
   }
 }
 
-// [K, C, 3, 3] -> [36, C, K] in the kernel's own order: by panels of outputs, then points, inputs, outputs.
+// [K, C, 3, 3] -> [36, C, K] in the kernel's own order: by panels of outputs, then points, strips, inputs, outputs.
 Tensor conv3x3_pack(const Tensor& weight) {
   check_dtype(kOp, "weight", weight, ScalarType::Float);
   STD_TORCH_CHECK(
@@ -261,11 +263,12 @@ Tensor conv3x3_pack(const Tensor& weight) {
   const float* from = weight.const_data_ptr<float>();
   float* to = packed.mutable_data_ptr<float>();
   const auto stride = weight.strides();
-  torch::stable::parallel_for(0, divide(outputs, kPanel) * inputs, 16, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, outputs / kStrip * inputs, 64, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task / inputs * kPanel, c = task % inputs, width = std::min(kPanel, outputs - first);
-      double taps[3][3][kPanel];
-      for (int64_t k = 0; k < width; ++k) {
+      const int64_t first = task / inputs * kStrip, c = task % inputs;
+      const int64_t panel = first / kPanel * kPanel, width = std::min(kPanel, outputs - panel);
+      double taps[3][3][kStrip];
+      for (int64_t k = 0; k < kStrip; ++k) {
         const float* filter = from + (first + k) * stride[0] + c * stride[1];
         for (int i = 0; i < 3; ++i) {
           for (int j = 0; j < 3; ++j) {
@@ -273,7 +276,8 @@ Tensor conv3x3_pack(const Tensor& weight) {
           }
         }
       }
-      transform_filters(g, taps, width, to + first * kPoints * kPoints * inputs + c * width, inputs * width);
+      float* strip = to + panel * kPoints * kPoints * inputs + (first - panel) * inputs;
+      transform_filters(g, taps, strip + c * kStrip, inputs * width);
     }
   });
   return packed;
@@ -386,7 +390,7 @@ Tensor conv3x3_weight_grad(const Tensor& grad, const Tensor& x, int64_t lanes) {
       for (int64_t point = begin; point < end; ++point) {
         run.multiply(
             {v.get() + point * chunk * v_stride, 1, v_stride, z.get() + point * chunk * z_stride, z_stride,
-             u + point * inputs * outputs, outputs, inputs, outputs, count, first > 0, false});
+             kStrip, u + point * inputs * outputs, outputs, inputs, outputs, count, first > 0, false});
       }
     });
   }

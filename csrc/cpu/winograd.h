@@ -137,6 +137,9 @@ inline void write_tile(
   }
 }
 
+// Where column j of a product is, from where its b is.
+inline int64_t strip(const Product& p, int64_t column) { return column / kStrip * p.b_strip + column % kStrip; }
+
 // out [rows][vectors] = a b for as many as registers hold, or added to what `out` holds. Sums of kDepth numbers are added
 // up: the error of one sum over all grows with the root of their number. `ahead`: see Product.
 template <int rows, int vectors, bool ahead>
@@ -144,15 +147,16 @@ void product(const Product& p, const float* a, const float* b, float* out) {
   for (int64_t first = 0; first < p.depth; first += kDepth) {
     Lanes sum[rows][vectors] = {};
     const int64_t last = std::min(p.depth, first + kDepth);
+#pragma GCC unroll 4
     for (int64_t n = first; n < last; ++n) {
       if constexpr (ahead) {
         for (int j = 0; j < vectors * CTM_FAST_LANES; j += kLine) {
-          __builtin_prefetch(b + (p.depth + n) * p.b_step + j, 0, 2);
+          __builtin_prefetch(b + strip(p, j) + n * p.b_step + p.depth * p.columns, 0, 2);
         }
       }
       Lanes right[vectors];
       for (int j = 0; j < vectors; ++j) {
-        right[j] = load(b + n * p.b_step + j * CTM_FAST_LANES);
+        right[j] = load(b + strip(p, j * CTM_FAST_LANES) + n * p.b_step);
       }
       for (int i = 0; i < rows; ++i) {
         for (int j = 0; j < vectors; ++j) {
@@ -170,14 +174,10 @@ void product(const Product& p, const float* a, const float* b, float* out) {
 }
 
 template <int vectors, bool ahead>
-void product_of_columns(const Product& p, int64_t column) {
-  const float *a = p.a, *b = p.b + column;
-  float* out = p.out + column;
-  int64_t rows = p.rows;
-  for (; rows >= kRows; rows -= kRows, a += kRows * p.a_row, out += kRows * p.out_row) {
-    product<kRows, vectors, ahead>(p, a, b, out);
-  }
+void product_of_rows(const Product& p, int64_t rows, const float* a, const float* b, float* out) {
   switch (rows) {
+    case 6:
+      return product<6, vectors, ahead>(p, a, b, out);
     case 5:
       return product<5, vectors, ahead>(p, a, b, out);
     case 4:
@@ -191,25 +191,38 @@ void product_of_columns(const Product& p, int64_t column) {
   }
 }
 
-// CTM_FAST_VECTORS vectors of columns at a time, and what is left of them.
-template <bool ahead>
-void product_by_columns(const Product& p) {
-  constexpr int vectors = CTM_FAST_VECTORS;
-  int64_t column = 0;
-  for (; column + vectors * CTM_FAST_LANES <= p.columns; column += vectors * CTM_FAST_LANES) {
-    product_of_columns<vectors, ahead>(p, column);
-  }
-  switch ((p.columns - column) / CTM_FAST_LANES) {
-    case 3:
-      return product_of_columns<3, ahead>(p, column);
-    case 2:
-      return product_of_columns<2, ahead>(p, column);
-    case 1:
-      return product_of_columns<1, ahead>(p, column);
+// The first rows ask ahead, the others would only ask again.
+template <int vectors>
+void product_of_columns(const Product& p, int64_t column) {
+  const float* b = p.b + strip(p, column);
+  for (int64_t row = 0; row < p.rows; row += kRows) {
+    const int64_t rows = std::min<int64_t>(kRows, p.rows - row);
+    const float* a = p.a + row * p.a_row;
+    float* out = p.out + row * p.out_row + column;
+    if (p.ahead && row == 0) {
+      product_of_rows<vectors, true>(p, rows, a, b, out);
+    } else {
+      product_of_rows<vectors, false>(p, rows, a, b, out);
+    }
   }
 }
 
-void multiply(const Product& p) { p.ahead ? product_by_columns<true>(p) : product_by_columns<false>(p); }
+// CTM_FAST_VECTORS vectors of columns at a time, and what is left of them.
+void multiply(const Product& p) {
+  constexpr int vectors = CTM_FAST_VECTORS;
+  int64_t column = 0;
+  for (; column + vectors * CTM_FAST_LANES <= p.columns; column += vectors * CTM_FAST_LANES) {
+    product_of_columns<vectors>(p, column);
+  }
+  switch ((p.columns - column) / CTM_FAST_LANES) {
+    case 3:
+      return product_of_columns<3>(p, column);
+    case 2:
+      return product_of_columns<2>(p, column);
+    case 1:
+      return product_of_columns<1>(p, column);
+  }
+}
 
 // Output channels [first, last), panel by panel, of the tiles [begin, end) of the batch.
 void convolve(const Problem& problem, int64_t begin, int64_t end, int64_t first, int64_t last, float* scratch) {
@@ -225,8 +238,8 @@ void convolve(const Problem& problem, int64_t begin, int64_t end, int64_t first,
     const float* u = problem.weight + first * kPoints * kPoints * channels;
     for (int64_t point = 0; point < kPoints * kPoints; ++point) {
       multiply(
-          {v + point * tiles * v_stride, v_stride, 1, u + point * channels * width, width, m + point * tiles * width,
-           width, tiles, width, channels, false, ahead});
+          {v + point * tiles * v_stride, v_stride, 1, u + point * channels * width, kStrip, channels * kStrip,
+           m + point * tiles * width, width, tiles, width, channels, false, ahead});
     }
     for (int64_t i = 0; i < tiles; ++i) {
       write_tile(problem, m + i * width, tiles * width, problem.place(begin + i), first, width);

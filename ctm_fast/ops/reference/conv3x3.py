@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-TILE, PANEL = 4, 64
+TILE, PANEL, STRIP = 4, 64, 16
 _A, _B = 0.625, 1.5
 _POINTS = (0.0, _A, -_A, _B, -_B)
 
@@ -38,7 +38,8 @@ def conv3x3_pack(weight: Tensor) -> Tensor:
     outputs, inputs = weight.shape[:2]
     G = _G.to(weight.device)
     transformed = torch.einsum("ia,kcab,jb->ijck", G, weight.double(), G).float().reshape(36, inputs, outputs)
-    return torch.cat([panel.flatten() for panel in transformed.split(PANEL, 2)]).view(36, inputs, outputs)
+    panels = (panel.unflatten(2, (-1, STRIP)).transpose(1, 2) for panel in transformed.split(PANEL, 2))
+    return torch.cat([panel.flatten() for panel in panels]).view(36, inputs, outputs)
 
 
 def conv3x3_packed(x: Tensor, packed: Tensor, bias: Tensor | None, lanes: int) -> Tensor:
@@ -47,7 +48,8 @@ def conv3x3_packed(x: Tensor, packed: Tensor, bias: Tensor | None, lanes: int) -
     rows, columns = -(-height // TILE), -(-width // TILE)
     A_T, B_T = _A_T.to(x), _B_T.to(x)
     panels = packed.flatten().split([36 * inputs * min(PANEL, outputs - k) for k in range(0, outputs, PANEL)])
-    weight = torch.cat([panel.view(6, 6, inputs, -1) for panel in panels], 3)
+    strips = (panel.view(6, 6, -1, inputs, STRIP).transpose(2, 3) for panel in panels)
+    weight = torch.cat([strip.flatten(3) for strip in strips], 3)
     padded = functional.pad(x, (1, TILE * columns - width + 1, 1, TILE * rows - height + 1))
     tiles = padded.unfold(2, 6, TILE).unfold(3, 6, TILE)  # [B, C, rows, columns, 6, 6]
     v = torch.einsum("ia,bcyxad,jd->ijbyxc", B_T, tiles, B_T)
