@@ -32,6 +32,10 @@ constexpr int64_t kPanel = 64;
 // Those of them whose transformed weights lie together: a line of the cache. Rows of a whole panel, of which a product of
 // 8 lanes reads a quarter, would share a quarter of the first-level cache's sets.
 constexpr int64_t kStrip = 16;
+// Inputs whose filters to a strip are transformed side by side, and the number of these filters: they are written to four
+// lines of the cache in a row, and not to one here and there that share its sets.
+constexpr int64_t kInputs = 4;
+constexpr int64_t kFilters = kInputs * kStrip;
 // What channels are a multiple of.
 constexpr int64_t kChannels = 16;
 // Bytes of transformed inputs that a thread works on, about a second-level cache, but no fewer than kTiles tiles: the fewer
@@ -228,12 +232,12 @@ void check_channels_last(const char* name, const Tensor& images) {
       to_string(images.strides()));
 }
 
-// G g G^T for the filters of a strip side by side; `stride` numbers between points.
-CTM_FAST_WIDEST void transform_filters(const Filter& g, const double (&taps)[3][3][kStrip], float* to, int64_t stride) {
-  double half[kPoints][3][kStrip];
+// G g G^T for filters side by side; `stride` numbers between points.
+CTM_FAST_WIDEST void transform_filters(const Filter& g, const double (&taps)[3][3][kFilters], float* to, int64_t stride) {
+  double half[kPoints][3][kFilters];
   for (int i = 0; i < kPoints; ++i) {
     for (int j = 0; j < 3; ++j) {
-      for (int64_t k = 0; k < kStrip; ++k) {
+      for (int64_t k = 0; k < kFilters; ++k) {
         half[i][j][k] = g.of[i][0] * taps[0][j][k] + g.of[i][1] * taps[1][j][k] + g.of[i][2] * taps[2][j][k];
       }
     }
@@ -241,7 +245,7 @@ CTM_FAST_WIDEST void transform_filters(const Filter& g, const double (&taps)[3][
   for (int i = 0; i < kPoints; ++i) {
     for (int j = 0; j < kPoints; ++j) {
       float* row = to + (i * kPoints + j) * stride;
-      for (int64_t k = 0; k < kStrip; ++k) {
+      for (int64_t k = 0; k < kFilters; ++k) {
         row[k] = static_cast<float>(g.of[j][0] * half[i][0][k] + g.of[j][1] * half[i][1][k] + g.of[j][2] * half[i][2][k]);
       }
     }
@@ -263,16 +267,18 @@ Tensor conv3x3_pack(const Tensor& weight) {
   const float* from = weight.const_data_ptr<float>();
   float* to = packed.mutable_data_ptr<float>();
   const auto stride = weight.strides();
-  torch::stable::parallel_for(0, outputs / kStrip * inputs, 64, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, outputs / kStrip * inputs / kInputs, 16, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task / inputs * kStrip, c = task % inputs;
+      const int64_t first = task / (inputs / kInputs) * kStrip, c = task % (inputs / kInputs) * kInputs;
       const int64_t panel = first / kPanel * kPanel, width = std::min(kPanel, outputs - panel);
-      double taps[3][3][kStrip];
+      double taps[3][3][kFilters];
       for (int64_t k = 0; k < kStrip; ++k) {
         const float* filter = from + (first + k) * stride[0] + c * stride[1];
         for (int i = 0; i < 3; ++i) {
           for (int j = 0; j < 3; ++j) {
-            taps[i][j][k] = filter[i * stride[2] + j * stride[3]];
+            for (int64_t n = 0; n < kInputs; ++n) {
+              taps[i][j][n * kStrip + k] = filter[n * stride[1] + i * stride[2] + j * stride[3]];
+            }
           }
         }
       }
