@@ -27,7 +27,7 @@ constexpr float kB = 1.5f, kB2 = kB * kB;
 constexpr int kRows = 6;
 // Channels in a sum that registers hold from end to end.
 constexpr int64_t kDepth = 256;
-// Output channels whose products are taken together.
+// Output channels whose products are taken together, and transformed back.
 constexpr int64_t kPanel = 64;
 // Those of them whose transformed weights lie together: a line of the cache. Rows of a whole panel, of which a product of
 // 8 lanes reads a quarter, would share a quarter of the first-level cache's sets.
@@ -38,6 +38,7 @@ constexpr int64_t kInputs = 4;
 constexpr int64_t kFilters = kInputs * kStrip;
 // What channels are a multiple of.
 constexpr int64_t kChannels = 16;
+static_assert(kPanel % kStrip == 0 && kChannels % kStrip == 0 && kChannels % kInputs == 0);
 // Bytes of transformed inputs that a thread works on, about a second-level cache, but no fewer than kTiles tiles: the fewer
 // they are, the more often all weights stream past.
 constexpr int64_t kBytes = 1048576;

@@ -175,6 +175,7 @@ void product(const Product& p, const float* a, const float* b, float* out) {
 
 template <int vectors, bool ahead>
 void product_of_rows(const Product& p, int64_t rows, const float* a, const float* b, float* out) {
+  static_assert(kRows == 6);
   switch (rows) {
     case 6:
       return product<6, vectors, ahead>(p, a, b, out);
@@ -209,9 +210,10 @@ void product_of_columns(const Product& p, int64_t column) {
 
 // CTM_FAST_VECTORS vectors of columns at a time, and what is left of them.
 void multiply(const Product& p) {
-  constexpr int vectors = CTM_FAST_VECTORS;
+  constexpr int vectors = CTM_FAST_VECTORS, width = vectors * CTM_FAST_LANES;
+  static_assert(width % kStrip == 0 || kStrip % width == 0);
   int64_t column = 0;
-  for (; column + vectors * CTM_FAST_LANES <= p.columns; column += vectors * CTM_FAST_LANES) {
+  for (; column + width <= p.columns; column += width) {
     product_of_columns<vectors>(p, column);
   }
   switch ((p.columns - column) / CTM_FAST_LANES) {
