@@ -43,8 +43,6 @@ static_assert(kPanel % kStrip == 0 && kChannels % kStrip == 0 && kChannels % kIn
 // they are, the more often all weights stream past.
 constexpr int64_t kBytes = 1048576;
 constexpr int64_t kTiles = 24;
-// Numbers in a line of the cache.
-constexpr int kLine = 16;
 // Tiles whose products a gradient in the weights adds up before it goes to memory.
 constexpr int64_t kChunk = 128;
 

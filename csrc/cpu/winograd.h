@@ -150,7 +150,7 @@ void product(const Product& p, const float* a, const float* b, float* out) {
 #pragma GCC unroll 4
     for (int64_t n = first; n < last; ++n) {
       if constexpr (ahead) {
-        for (int j = 0; j < vectors * CTM_FAST_LANES; j += kLine) {
+        for (int64_t j = 0; j < vectors * CTM_FAST_LANES; j += kStrip) {
           __builtin_prefetch(b + strip(p, j) + n * p.b_step + p.depth * p.columns, 0, 2);
         }
       }
